@@ -1,0 +1,518 @@
+"""Every format is read to the same crystals; every kind of bad input is named."""
+
+import gzip
+import json
+import math
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.structures import Crystal, Record, formula, parse, read_structures, scan
+
+CSCL = {
+    "lattice": [[4.1, 0, 0], [0, 4.1, 0], [0, 0, 4.1]],
+    "species": ["Cs", "Cl"],
+    "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]],
+}
+NACL_CIF = """data_NaCl
+_cell_length_a 5.6402(3)
+_cell_length_b 5.6402(3)
+_cell_length_c 5.6402(3)
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+loop_
+_symmetry_equiv_pos_as_xyz
+'x, y, z'
+'x, y+1/2, z+1/2'
+'x+1/2, y, z+1/2'
+'x+1/2, y+1/2, z'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+Cl1 Cl 0.5 0.5 0.5 1
+Na1 Na 0 0 0 1
+"""
+POSCAR = "CsCl\n1.0\n4.1 0 0\n0 4.1 0\n0 0 4.1\nCs Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n"
+
+
+def record(name, **columns):
+    return {"id": name, "formula": "CsCl", **CSCL, **columns}
+
+
+def write_lines(path, records):
+    path.write_text("\n".join(json.dumps(r) for r in records))
+    return path
+
+
+def cscl_structure(a=4.1):
+    from pymatgen.core import Lattice, Structure
+
+    return Structure(Lattice.cubic(a), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def is_cscl(crystal):
+    """A CsCl cell of 4.1 Å, whatever the order of the two sites."""
+    shift = crystal.frac_coords[1] - crystal.frac_coords[0]
+    np.testing.assert_allclose(shift % 1, 0.5, atol=1e-9)
+    np.testing.assert_allclose(crystal.lattice @ crystal.lattice.T, 4.1**2 * np.eye(3), atol=1e-6)
+    return sorted(crystal.atomic_numbers.tolist()) == [17, 55]
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def as_jsonl(folder):
+    return write_lines(folder / "s.jsonl", [record("one", k=1.5), record("two", k=2)])
+
+
+def as_jsonl_gz(folder):
+    path = folder / "s.jsonl.gz"
+    path.write_bytes(gzip.compress(as_jsonl(folder).read_bytes()))
+    return path
+
+
+def as_json_list(folder):
+    (folder / "s.json").write_text(json.dumps([record("one", k=1.5), record("two", k=2)], indent=1))
+    return folder / "s.json"
+
+
+def as_lines_named_json(folder):
+    return write_lines(folder / "s.json", [record("one", k=1.5), record("two", k=2)])
+
+
+def as_matbench_frame(folder):
+    rows = [[cscl_structure().as_dict(), 1.5], [cscl_structure().as_dict(), 2]]
+    frame = {"index": ["one", "two"], "columns": ["structure", "k"], "data": rows}
+    path = folder / "matbench.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(frame).encode()))
+    return path
+
+
+def as_jarvis(folder):
+    atoms = {
+        "lattice_mat": CSCL["lattice"],
+        "coords": CSCL["frac_coords"],
+        "elements": ["Cs", "Cl"],
+        "cartesian": False,
+    }
+    cartesian = {**atoms, "coords": (np.array(CSCL["frac_coords"]) * 4.1).tolist(), "cartesian": True}
+    rows = [{"jid": "one", "atoms": atoms, "k": 1.5}, {"jid": "two", "atoms": cartesian, "k": 2}]
+    (folder / "jdft.json").write_text(json.dumps(rows))
+    return folder / "jdft.json"
+
+
+def as_structure_mapping(folder):
+    structures = {"one": cscl_structure(), "two": cscl_structure()}
+    for structure, k in zip(structures.values(), (1.5, 2), strict=True):
+        structure.properties = {"k": k}
+    (folder / "s.json").write_text(json.dumps({name: s.as_dict() for name, s in structures.items()}))
+    return folder / "s.json"
+
+
+def as_structure_folder(folder):
+    for name, k in (("one", 1.5), ("two", 2)):
+        structure = cscl_structure()
+        structure.properties = {"k": k}
+        (folder / f"{name}.json").write_text(json.dumps(structure.as_dict()))
+    return folder
+
+
+def as_cgcnn_folder(folder):
+    (folder / "id_prop.csv").write_text("one,1.5\ntwo,2\n")
+    for name in ("one", "two"):
+        cscl_structure().to(str(folder / f"{name}.cif"))
+    return folder
+
+
+def as_cgcnn_folder_with_header(folder):
+    as_cgcnn_folder(folder)
+    (folder / "id_prop.csv").write_text("id,k\n\none,1.5\ntwo.cif,2\n")
+    return folder
+
+
+def as_extxyz(folder):
+    from ase import Atoms
+    from ase.io import write
+
+    cell = {"scaled_positions": CSCL["frac_coords"], "cell": CSCL["lattice"], "pbc": True}
+    atoms = [Atoms("CsCl", info={"id": name, "k": k}, **cell) for name, k in (("one", 1.5), ("two", 2.0))]
+    write(folder / "s.extxyz", atoms)
+    return folder / "s.extxyz"
+
+
+def as_ase_db(folder):
+    from ase import Atoms
+    from ase.db import connect
+
+    database = connect(str(folder / "s.db"))
+    for name, k in (("one", 1.5), ("two", 2.0)):
+        atoms = Atoms("CsCl", scaled_positions=CSCL["frac_coords"], cell=CSCL["lattice"], pbc=True)
+        database.write(atoms, name=name, k=k)
+    return folder / "s.db"
+
+
+def as_pandas(folder):
+    import pandas as pd
+
+    return pd.DataFrame(
+        {"crystal": [cscl_structure(), cscl_structure()], "k": [1.5, 2], "name": ["one", "two"]}
+    )
+
+
+def as_records(folder):
+    crystal = Crystal(np.array(CSCL["lattice"], float), np.array([55, 17]), np.array(CSCL["frac_coords"]))
+    return [Record("one", crystal, {"k": 1.5}), Record("two", crystal, {"k": 2.0})]
+
+
+FORMATS = [as_jsonl, as_jsonl_gz, as_json_list, as_lines_named_json, as_matbench_frame, as_jarvis,
+           as_structure_mapping, as_structure_folder, as_cgcnn_folder, as_cgcnn_folder_with_header, as_extxyz,
+           as_ase_db, as_pandas, as_records]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=[f.__name__ for f in FORMATS])
+def test_every_format_gives_the_same_records(tmp_path, write):
+    source = write(tmp_path)
+    found = scan(source, targets=("k",))
+    assert [item.id for item in found.items] == ["one", "two"]
+    assert "k" in found.columns
+    assert found.fingerprint == scan(source).fingerprint and len(found.fingerprint) == 64
+    records = [parse(pickle.loads(pickle.dumps(item))) for item in found.items]
+    assert [r.targets for r in records] == [{"k": 1.5}, {"k": 2.0}]
+    assert all(is_cscl(r.structure) for r in records)
+    assert [r.targets for r in read_structures(source)] == [{}, {}]
+
+
+def test_files_with_a_table_of_labels(tmp_path):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "POSCAR_1").write_text(POSCAR)
+    (tmp_path / "b.vasp").write_text(POSCAR)
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("material_id,k,comment\nnacl.cif,24.4,a\nPOSCAR_1,17,b\nb,,c\n")
+    before = scan(tmp_path).fingerprint
+    result = read_structures(tmp_path, targets=("k",), labels=sheet, on_error="skip")
+    assert {r.id: r.targets["k"] for r in result} == {"nacl": 24.4, "POSCAR_1": 17}
+    assert [s.id for s in result.skipped] == ["b"]
+    assert scan(tmp_path, labels=sheet).fingerprint != before
+    assert len(read_structures(tmp_path / "b.vasp")) == 1
+    sheet.write_text("code,k\nnacl,24.4\nPOSCAR_1,17\nb,1\n")
+    assert len(read_structures(tmp_path, targets=("k",), labels=sheet, id_column="code")) == 3
+
+
+def test_lists_of_structures():
+    structures = [cscl_structure(), cscl_structure()]
+    assert [r.id for r in read_structures(structures)] == ["row_0", "row_1"]
+    assert [r.id for r in read_structures([("x", structures[0]), ("y", structures[1])])] == ["x", "y"]
+    assert is_cscl(read_structures(structures[0])[0].structure)
+
+
+def test_only_ids_in_id_prop_are_enough_to_predict(tmp_path):
+    (tmp_path / "id_prop.csv").write_text("nacl\n")
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    assert read_structures(tmp_path)[0].targets == {}
+
+
+def test_columns_of_id_prop_are_numbered_where_nothing_names_them(tmp_path):
+    (tmp_path / "id_prop.csv").write_text("nacl,1,2\n")
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    assert read_structures(tmp_path, targets=("target_2",))[0].targets == {"target_2": 2.0}
+
+
+def test_ids_that_are_null_become_row_numbers_and_another_column_can_be_named(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [record(None, row=7), record(None, row=9)])
+    assert [r.id for r in read_structures(path)] == ["row_0", "row_1"]
+    assert [r.id for r in read_structures(path, id_column="row")] == ["7", "9"]
+
+
+def test_booleans_are_zero_and_one_and_partly_missing_labels_are_nan(tmp_path):
+    path = write_lines(
+        tmp_path / "s.jsonl", [record("a", metal=True, gap=None), record("b", metal=False, gap="1.2")]
+    )
+    first, second = read_structures(path, targets=("metal", "gap"))
+    assert first.targets["metal"] == 1.0 and math.isnan(first.targets["gap"])
+    assert second.targets == {"metal": 0.0, "gap": 1.2}
+
+
+@pytest.mark.parametrize(
+    "numbers, expected",
+    [([8, 8, 13, 8, 13], "Al2O3"), ([6], "C"), ([11, 17, 11, 17], "ClNa"), ([26] * 4, "Fe")],
+)
+def test_formula(numbers, expected):
+    assert formula(numbers) == expected
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+RECORDS = {
+    "target null": (
+        {"k": None},
+        r"s\.jsonl:1 \(id 'bad'\): k missing .*on_error=\"skip\" \(--on-error skip\)",
+    ),
+    "target empty text": ({"k": " "}, "k missing"),
+    "target NaN": ({"k": math.nan}, "k missing"),
+    "target absent in one record": ({}, "k missing"),
+    "target infinite": ({"k": math.inf}, "k is infinite"),
+    "target is text": ({"k": "high"}, "k is 'high', not a number"),
+    "target is a list": ({"k": [1, 2]}, "not a number"),
+    "duplicated id": ({"k": 1, "id": "good"}, r"'good' was already taken by .*s\.jsonl:"),
+    "no volume": (
+        {"k": 1, "lattice": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]},
+        r"s\.jsonl:1 \(id 'bad'\): .*no volume",
+    ),
+    "cell not finite": ({"k": 1, "lattice": [[math.nan, 0, 0], [0, 1, 0], [0, 0, 1]]}, "not finite"),
+    "cell of wrong shape": ({"k": 1, "lattice": [1, 2, 3]}, "3 rows of 3 numbers"),
+    "coordinate not finite": ({"k": 1, "frac_coords": [[0, 0, 0], [0, 0, math.inf]]}, r"site 2 \(Cl\)"),
+    "coordinate missing": ({"k": 1, "frac_coords": [[0, 0, 0]]}, r"2 species need .* shape \(2, 3\)"),
+    "element beyond the table": ({"k": 1, "species": ["Cs", "Lr"]}, r"site 2 is 'Lr'.*Z = 1 to 100"),
+    "no element": ({"k": 1, "species": ["Cs", "Vac"]}, "site 2 is 'Vac'"),
+    "partial occupancy": (
+        {"k": 1, "species": ["Cs", {"Cl": 0.5, "Br": 0.5}]},
+        r"site 2 has partial .*Cl 0\.5, Br 0\.5",
+    ),
+    "no atoms": ({"k": 1, "species": [], "frac_coords": []}, "no atoms"),
+    "no lattice": ({"k": 1, "lattice": None}, "3 rows of 3 numbers"),
+}
+
+
+@pytest.mark.parametrize("columns, message", RECORDS.values(), ids=RECORDS.keys())
+def test_a_bad_record_is_named_or_skipped(tmp_path, columns, message):
+    rows = [record("bad", **columns), record("good", k=1.0), record("fine", k=1.0)]
+    rows = rows[::-1] if columns.get("id") else [{k: v for k, v in row.items()} for row in rows]
+    path = write_lines(tmp_path / "s.jsonl", rows)
+    with pytest.raises(InputError, match=message):
+        read_structures(path, targets=("k",))
+    result = read_structures(path, targets=("k",), on_error="skip")
+    assert sorted(r.id for r in result) == ["fine", "good"]
+    assert len(result.skipped) == 1 and "s.jsonl:" in result.skipped[0].where and result.skipped[0].reason
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [record("a", k=1)])
+    path.write_text(path.read_text() + "\n\n" + '{"id": "b", "latt')
+    with pytest.raises(InputError, match="line 3 is no valid JSON"):
+        read_structures(path)
+    assert read_structures(path, on_error="skip").skipped[0].where.endswith(":3")
+
+
+def test_an_absent_column_is_answered_by_those_there_are(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [record("a", gap=1, split="train")])
+    with pytest.raises(InputError, match="no column k; the columns with numbers are: gap$"):
+        scan(path, targets=("k",), on_error="skip")
+
+
+def cgcnn(table, **files):
+    return {"id_prop.csv": table, **{f"{name}.cif": text for name, text in files.items()}}
+
+
+LAR = NACL_CIF.replace("Na1 Na 0", "Lr1 Lr 0")
+SOURCES = {
+    "empty folder": ({}, "an empty folder; expected id_prop.csv"),
+    "folder of other things": ({"notes.txt": "", "a.png": ""}, r"a folder with a\.png, notes\.txt; expected"),
+    "id without file": (cgcnn("a,1\nb,2\n", a=NACL_CIF), r"id_prop\.csv:2: id 'b' has no file b\.cif"),
+    "id twice": (cgcnn("a,1\na,2\n", a=NACL_CIF), "'a' was already taken"),
+    "label empty": (cgcnn("a,\nb,2\n", a=NACL_CIF, b=NACL_CIF), "k missing"),
+    "label no number": (cgcnn("a,1\nb,x\n", a=NACL_CIF, b=NACL_CIF), "k is 'x', not a number"),
+    "empty table": (cgcnn(""), "the table is empty"),
+    "no column of that name": (cgcnn("id,gap\na,1\n", a=NACL_CIF), "no column k; .*: gap"),
+    "truncated CIF": (cgcnn("a,1\n", a=NACL_CIF[:150]), r"a\.cif: _atom_site_fract_x not found.*cut short"),
+    "CIF cut within a site": (cgcnn("a,1\n", a=NACL_CIF[:-9]), r"a\.cif: this CIF cannot be read"),
+    "empty CIF": (cgcnn("a,1\n", a=""), r"a\.cif: no data_ block"),
+    "CIF without atoms": (cgcnn("a,1\n", a=NACL_CIF[: NACL_CIF.index("loop_\n_atom")]), "no atoms"),
+    "CIF without volume": (cgcnn("a,1\n", a=NACL_CIF.replace("length_a 5.6402(3)", "length_a 0")), r"a\.cif"),
+    "CIF with impossible angle": (cgcnn("a,1\n", a=NACL_CIF.replace("alpha 90", "alpha 0")), r"a\.cif"),
+    "CIF with partial occupancy": (
+        cgcnn("a,1\n", a=NACL_CIF.replace("0 0 0 1", "0 0 0 0.5")),
+        r"site 1 .*Na 0\.5",
+    ),
+    "CIF with an element beyond the table": (cgcnn("a,1\n", a=LAR), "is 'Lr'"),
+    "POSCAR of VASP 4": ({"POSCAR": POSCAR.replace("Cs Cl\n", "")}, "names the elements"),
+    "POSCAR cut short": ({"POSCAR": POSCAR[:60]}, "incomplete or malformed"),
+    "JSON of another kind": ({"a.json": '{"a": 1}'}, "a JSON object with a"),
+    "JSON cut short": ({"a.json": '[{"id": "a"'}, "no valid JSON"),
+    "JSON without structure": ({"a.json": '{"lattice": 1}'}, "no structure in it"),
+}
+
+
+@pytest.mark.parametrize("files, message", SOURCES.values(), ids=SOURCES.keys())
+def test_a_bad_folder_is_named(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_structures(tmp_path, targets=("k",) if "id_prop.csv" in files else ())
+
+
+def test_a_first_row_without_label_or_file_is_no_header(tmp_path):
+    (tmp_path / "id_prop.csv").write_text("lost,\nnacl,1\n")
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    assert [s.id for s in scan(tmp_path, on_error="skip").skipped] == ["lost"]
+
+
+def test_a_damaged_gzip_is_named(tmp_path):
+    path = as_jsonl_gz(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"s\.jsonl\.gz: the gzip file is damaged"):
+        scan(path)
+
+
+@pytest.mark.parametrize("name", ["s.db", "s.extxyz", "s.xyz"])
+def test_formats_of_ase_say_what_to_install(tmp_path, monkeypatch, name):
+    for module in ("ase", "ase.db", "ase.io"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=r'pip install "tlcgcnn_jax\[ase\]"'):
+        scan(tmp_path / name)
+
+
+def test_partial_occupancy_in_a_matbench_frame_is_named(tmp_path):
+    frame = {"index": [0], "columns": ["structure", "k"], "data": [[disordered().as_dict(), 1]]}
+    (tmp_path / "f.json").write_text(json.dumps(frame))
+    with pytest.raises(InputError, match=r"row 0 \(id '0'\): site 1 has partial occupancy"):
+        read_structures(tmp_path / "f.json", targets=("k",))
+
+
+PYTHON = {
+    "a number": (lambda: 3, "expected a path, a DataFrame, or a list"),
+    "a list of numbers": (lambda: [3], r"list:0 \(id 'row_0'\): found int"),
+    "an empty list": (list, "no crystals"),
+    "a path that is not there": (lambda: "no/such/place", "no such file or folder"),
+    "disordered structure": (lambda: [disordered()], r"site 1 has partial occupancy \(Cs 0\.5, Rb 0\.5\)"),
+    "a frame without structures": (lambda: frame(), "no column of structures; its columns are k"),
+}
+
+
+def disordered():
+    structure = cscl_structure()
+    structure.replace_species({"Cs": {"Cs": 0.5, "Rb": 0.5}})
+    return structure
+
+
+def frame():
+    import pandas as pd
+
+    return pd.DataFrame({"k": [1.0]})
+
+
+@pytest.mark.parametrize("source, message", PYTHON.values(), ids=PYTHON.keys())
+def test_a_bad_python_object_is_named(source, message):
+    with pytest.raises(InputError, match=message):
+        read_structures(source())
+
+
+LABELS = {
+    "no such table": (None, "no such table"),
+    "no id column": ("code,k\nnacl,1\n", "no id column .* among code, k"),
+    "no row for a crystal": ("id,k\nother,1\n", "has no row for it"),
+    "a row without crystal": ("id,k\nnacl,1\nother,1\n", r"sheet\.csv:3: id 'other' has no structure"),
+    "an id twice": ("id,k\nnacl,1\nnacl,2\n", "twice"),
+    "no column of that name": ("id,gap\nnacl,1\n", r"sheet\.csv: no column k; .*: gap"),
+}
+
+
+@pytest.mark.parametrize("table, message", LABELS.values(), ids=LABELS.keys())
+def test_a_bad_table_of_labels_is_named(tmp_path, table, message):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    if table is not None:
+        (tmp_path / "sheet.csv").write_text(table)
+    with pytest.raises(InputError, match=message):
+        read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv")
+
+
+def test_on_error_takes_two_words(tmp_path):
+    with pytest.raises(InputError, match="'ignore'"):
+        read_structures(as_records(tmp_path), on_error="ignore")
+
+
+# --- CIF against pymatgen -------------------------------------------------------------------------
+
+
+def assert_as_pymatgen(text, name, plain=None):
+    """Same lattice, sites and order of sites; `plain` says whether the fast reader must have been used."""
+    from pymatgen.io.cif import CifParser
+
+    expected = CifParser.from_str(text).parse_structures(primitive=False)[0]
+    crystal = read_cif(text, name)
+    np.testing.assert_allclose(crystal.lattice, expected.lattice.matrix, atol=1e-8, err_msg=name)
+    assert crystal.atomic_numbers.tolist() == [s.Z for s in expected.species], name
+    difference = crystal.frac_coords - expected.frac_coords
+    np.testing.assert_allclose(difference - np.round(difference), 0, atol=1e-6, err_msg=name)
+    try:
+        _read_plain(text)
+        was_plain = True
+    except _Unusual:
+        was_plain = False
+    assert plain in (None, was_plain), name
+    return was_plain
+
+
+HEAD, _, SITES = NACL_CIF.split("loop_")
+SECOND = "Na1 Na"
+NEAR = NACL_CIF.replace("0.5 0.5 0.5", "0.50004 0.5 0.5").replace("'x, y, z'", "'x, y, z'\n'-x, y, z'")
+LABELS_ONLY = NACL_CIF.replace("_atom_site_type_symbol\n", "").replace(SECOND, "Na1")
+VARIANTS = {
+    "plain": (NACL_CIF, True),
+    "thirds": (NACL_CIF.replace("0.5 0.5 0.5", "0.3333 0.66667 0.5"), True),
+    "sixths": (NACL_CIF.replace("0.5 0.5 0.5", "0.1667 0.8333 0.5"), True),
+    "negative and beyond the cell": (NACL_CIF.replace("0.5 0.5 0.5", "-0.25 1.25 0.5"), True),
+    "several blocks": (NACL_CIF + "\n" + NACL_CIF.replace("NaCl", "again"), False),
+    "a block without structure first": ("data_first\n_journal_year 1990\n" + NACL_CIF, False),
+    "symbol instead of operators": (f"{HEAD}_symmetry_space_group_name_H-M 'F m -3 m'\nloop_{SITES}", False),
+    "neither symbol nor operators": (f"{HEAD}loop_{SITES}", False),
+    "charges": (NACL_CIF.replace(SECOND, "Na1 Na+").replace("Cl1 Cl", "Cl1 Cl1-"), True),
+    "deuterium": (NACL_CIF.replace(SECOND, "D1 D"), False),
+    "labels only": (LABELS_ONLY.replace("Cl1 Cl", "Cl1"), True),
+    "odd labels only": (LABELS_ONLY.replace("Cl1 Cl", "ClA"), False),
+    "two sites of one orbit almost the same": (NEAR, True),
+    "noble gas": (NACL_CIF.replace(SECOND, "Ar1 Ar"), False),
+    "decimal operators": (NACL_CIF.replace("1/2", "0.5"), False),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("text, plain", VARIANTS.values(), ids=VARIANTS.keys())
+def test_cif_variants_are_read_as_pymatgen_reads_them(text, plain):
+    assert_as_pymatgen(text, "variant", plain)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cif_files_of_the_original_are_read_as_pymatgen_reads_them(shared_data):
+    files = sorted((shared_data / "cgcnn_folders").glob("*/*.cif"))
+    assert len(files) == 20
+    assert sum(assert_as_pymatgen(file.read_text(), file.name) for file in files) >= 18
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mp_crysxpp", "elastic_mp", "qsgw_gap_ecalj", "perov_5", "carbon_24"])
+def test_cif_of_pymatgen_are_read_as_pymatgen_reads_them(shared_data, name):
+    from pymatgen.core import Structure
+    from pymatgen.io.cif import CifWriter
+
+    items = scan(shared_data / name / f"{name}.jsonl.gz").items
+    plain = []
+    for item in items[:: len(items) // 8][:8]:
+        crystal = parse(item).structure
+        structure = Structure(crystal.lattice, crystal.atomic_numbers.tolist(), crystal.frac_coords)
+        texts = [str(CifWriter(structure, symprec=symprec)) for symprec in (None, 1e-3)]
+        plain += [assert_as_pymatgen(text, item.id) for text in texts]
+    assert np.mean(plain) > 0.9
+
+
+def test_order_of_elements_is_that_of_pymatgen():
+    from pymatgen.core import Element
+
+    elements = [Element(symbol) for symbol in _BY_ELECTRONEGATIVITY.split()]
+    assert len(elements) == 97
+    assert elements == sorted(elements, key=lambda e: (e.X, e.symbol))
+
+
+def test_the_folder_of_the_original(shared_data):
+    records = read_structures(shared_data / "cgcnn_folders" / "sample-regression", targets=("property",))
+    assert [r.targets["property"] for r in records] == list(range(1, 11))
+    assert records[0].id == "1000041" and len(records[0].structure.atomic_numbers) == 8

@@ -1,0 +1,204 @@
+"""Padded batches of one fixed shape: which crystals go together, and how they are laid out for the device."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jraph
+import numpy as np
+
+from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
+
+LOOK_AHEAD = 64  # crystals that are tried for the last free places of a batch
+ROW_SLACK = 1.01  # rows are what costs time, so atoms are the tighter limit and rows follow closely
+
+
+class PadBudget(NamedTuple):
+    """The shape of every batch, padding included; saved with a run.
+
+    Attributes:
+        n_node: Atoms.
+        n_row: Rows of edge places.
+        n_graph: Crystals.
+        places: Edge places in a row.
+    """
+
+    n_node: int
+    n_row: int
+    n_graph: int
+    places: int
+
+
+class Batch(NamedTuple):
+    """What the device is given; labels are apart from the graph, so that a model cannot see them.
+
+    Attributes:
+        graph: Padded `GraphsTuple`: nodes {"atomic_number": int32 [n_node]}, edges {"distance" in Å, "weight":
+            float32 [n_edge]}; edges stand in rows of `places` with one receiver, receivers ascend, and the last
+            graph holds the padding. n_edge counts edge places, empty ones included.
+        labels: float32 [n_graph, n_target], NaN where a label is missing and in padding.
+    """
+
+    graph: jraph.GraphsTuple
+    labels: np.ndarray
+
+
+def pad_budget(n_atom: np.ndarray, n_row: np.ndarray, batch_size: int, places: int) -> PadBudget:
+    """A budget that holds `batch_size` crystals on average and any single crystal of the dataset.
+
+    Args:
+        n_atom: int [n], atoms of every crystal that will ever be batched with this budget.
+        n_row: int [n], their rows of edge places.
+        batch_size: Crystals in a batch, on average.
+        places: Edge places in a row.
+
+    Example:
+        >>> pad_budget(np.array([2, 4]), np.array([6, 12]), batch_size=1, places=4)
+        PadBudget(n_node=5, n_row=13, n_graph=2, places=4)
+    """
+    crystals = min(batch_size, len(n_atom))
+    nodes = max(int(np.max(n_atom)), int(np.ceil(crystals * np.mean(n_atom))))
+    rows = max(int(np.max(n_row)), int(np.ceil(crystals * np.mean(n_row) * (ROW_SLACK if crystals > 1 else 1.0))))
+    # One node, row and graph more: the padding graph is never empty, as jraph's masks expect.
+    return PadBudget(nodes + 1, rows + 1, min(len(n_atom), max(crystals, int(1.5 * crystals))) + 1, places)
+
+
+def batch_plan(
+    n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget, seed: int | None = None, epoch: int = 0
+) -> list[np.ndarray]:
+    """Which crystals go together: a pure function of sizes, seed and epoch.
+
+    Crystals are taken in a seeded random order and put into the open batch; where one does not fit, the next
+    `LOOK_AHEAD` are tried for the remaining places. No crystal is dropped.
+
+    Args:
+        n_atom: int [n].
+        n_row: int [n].
+        budget: Shape of a batch.
+        seed: None keeps the given order (for evaluation).
+        epoch: A new order for every epoch.
+
+    Returns:
+        One int64 array of row numbers for each batch.
+    """
+    order = np.arange(len(n_atom))
+    if seed is not None:
+        order = np.random.default_rng([seed, epoch]).permutation(len(n_atom))
+    smallest = int(n_atom.min()) if len(n_atom) else 0
+    sizes = list(zip(n_atom.tolist(), n_row.tolist(), strict=True))
+    pending = order.tolist()[::-1]  # a stack: the next crystal is the last element
+    batches = []
+    while pending:
+        nodes, rows, graphs = budget.n_node - 1, budget.n_row - 1, budget.n_graph - 1
+        chosen: list[int] = []
+        skipped: list[int] = []
+        while pending and graphs and nodes >= smallest and len(skipped) < LOOK_AHEAD:
+            crystal = pending.pop()
+            atoms, crystal_rows = sizes[crystal]
+            if atoms <= nodes and crystal_rows <= rows:
+                chosen.append(crystal)
+                nodes, rows, graphs = nodes - atoms, rows - crystal_rows, graphs - 1
+            else:
+                skipped.append(crystal)
+        if not chosen:
+            raise ValueError(f"crystal {skipped[0]} with {sizes[skipped[0]]} atoms and rows is larger than {budget}")
+        pending.extend(reversed(skipped))
+        batches.append(np.array(chosen, np.int64))
+    return batches
+
+
+def padding_waste(n_atom: np.ndarray, n_row: np.ndarray, plan: Sequence[np.ndarray], budget: PadBudget) -> float:
+    """Share of atom or row places that hold padding, whichever is larger."""
+    nodes = n_atom[np.concatenate(plan)].sum() / (len(plan) * budget.n_node)
+    rows = n_row[np.concatenate(plan)].sum() / (len(plan) * budget.n_row)
+    return float(1 - min(nodes, rows))
+
+
+def stack_length(n_batch: int) -> int:
+    """`n_batch` rounded up so that epochs of nearly equal length share one compiled scan.
+
+    At most an eighth is added; the added batches are empty, and are skipped at no cost.
+    """
+    step = 1 << max(n_batch.bit_length() - 4, 0)
+    return -(-n_batch // step) * step
+
+
+def stack_batches(
+    dataset: CrystalDataset,
+    labels: np.ndarray,
+    plan: Sequence[np.ndarray],
+    budget: PadBudget,
+    length: int | None = None,
+) -> Batch:
+    """Lay out the batches of a plan one after another, ready for one `lax.scan`.
+
+    Args:
+        dataset: Packed crystals.
+        labels: float32 [len(dataset), n_target], what the network shall give, NaN where missing.
+        plan: Row numbers of each batch.
+        budget: Shape of a batch.
+        length: Number of batches to give; the last ones are empty. Default: as many as in the plan.
+
+    Returns:
+        `Batch` whose arrays have a leading axis [length].
+    """
+    length = len(plan) if length is None else length
+    crystals = np.concatenate(plan) if plan else np.zeros(0, np.int64)
+    batch_of = np.repeat(np.arange(len(plan)), [len(rows) for rows in plan])
+    slot = _position_in_batch(np.ones_like(crystals), batch_of)
+    n_atom, n_row = dataset.n_atom[crystals].astype(np.int64), dataset.n_row[crystals].astype(np.int64)
+    first_node, first_row = _position_in_batch(n_atom, batch_of), _position_in_batch(n_row, batch_of)
+
+    def spread(values: np.ndarray, counts: np.ndarray, first: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:
+        """Put the rows of all crystals at their places in [length * size, ...]; `fill`: per batch."""
+        out = np.empty((length, size, *values.shape[1:]), values.dtype)
+        out[...] = fill.astype(values.dtype).reshape(-1, *(1,) * (values.ndim))
+        flat = out.reshape(-1, *values.shape[1:])
+        flat[gather_rows(batch_of * size + first, counts)] = values
+        return out
+
+    atom_rows = gather_rows(dataset.atom_offset[crystals], n_atom)
+    edge_rows = gather_rows(dataset.row_offset[crystals], n_row)
+    zero = np.zeros(length, np.int64)
+    # Empty rows belong to the first padding node, which keeps receivers ascending.
+    real_nodes = np.bincount(batch_of, n_atom, minlength=length).astype(np.int64)
+    shift = np.repeat(first_node, n_row).astype(np.int32)
+    receivers = dataset.receivers[edge_rows] + shift
+    senders = dataset.senders[edge_rows] + shift[:, None]
+    rows, places = budget.n_row, budget.places
+
+    n_node = np.zeros((length, budget.n_graph), np.int32)
+    n_edge = np.zeros((length, budget.n_graph), np.int32)
+    n_node[batch_of, slot], n_edge[batch_of, slot] = n_atom, n_row * places
+    n_node[:, -1] = budget.n_node - n_node.sum(1)
+    n_edge[:, -1] = rows * places - n_edge.sum(1)
+    stacked = np.full((length, budget.n_graph, labels.shape[1]), np.nan, np.float32)
+    stacked[batch_of, slot] = labels[crystals]
+
+    receivers = spread(receivers.astype(np.int32), n_row, first_row, rows, real_nodes)
+    edges = (length, rows * places)
+    graph = jraph.GraphsTuple(
+        nodes={
+            "atomic_number": spread(
+                dataset.atomic_numbers[atom_rows].astype(np.int32), n_atom, first_node, budget.n_node, zero
+            )
+        },
+        edges={
+            "distance": spread(dataset.distances[edge_rows], n_row, first_row, rows, zero).reshape(edges),
+            "weight": spread(dataset.weights[edge_rows], n_row, first_row, rows, zero).reshape(edges),
+        },
+        senders=spread(senders.astype(np.int32), n_row, first_row, rows, real_nodes).reshape(edges),
+        receivers=np.repeat(receivers, places, axis=1),
+        globals=None,
+        n_node=n_node,
+        n_edge=n_edge,
+    )
+    return Batch(graph, stacked)
+
+
+def _position_in_batch(counts: np.ndarray, batch_of: np.ndarray) -> np.ndarray:
+    """Where each crystal starts within its batch, given how many places each takes."""
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    first_of_batch = np.concatenate([[True], batch_of[1:] != batch_of[:-1]]) if len(counts) else np.zeros(0, bool)
+    base = starts[first_of_batch]
+    return starts - np.repeat(base, np.diff(np.append(np.flatnonzero(first_of_batch), len(counts))))

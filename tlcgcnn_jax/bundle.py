@@ -1,0 +1,190 @@
+"""The model that users pass around: one folder with settings, weights, metrics and a model card."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, from_dict, to_dict
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.model import CGCNN, Variables
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "config.json", "weights.npz", "README.md"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, or an ensemble of them, with everything that a prediction needs.
+
+    Attributes:
+        graph: How crystals become graphs; predictions build theirs from it.
+        model: Sizes of the network.
+        targets: What the outputs mean.
+        normaliser: Of the targets, as fitted on the training rows.
+        members: One {"params", "batch_stats"} of NumPy arrays for each member of the ensemble.
+        metrics: Errors on named parts of the data, in the targets' units.
+        notes: Whatever the card shall tell: data, licence, settings, source.
+    """
+
+    graph: GraphConfig
+    model: ModelConfig
+    targets: tuple[Target, ...]
+    normaliser: Normaliser
+    members: tuple[Variables, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per crystal."""
+        return sum(target.outputs for target in self.targets)
+
+    @property
+    def network(self) -> CGCNN:
+        """The Flax module that the members' variables belong to."""
+        return CGCNN(self.model, self.outputs, self.graph.places)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json, weights.npz and README.md; a folder that holds a model is renewed, others are kept.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            arrays = {
+                f"{index}/{path}": array
+                for index, member in enumerate(self.members)
+                for path, array in flatten(member).items()
+            }
+            digest = _write(folder / WEIGHTS, lambda handle: np.savez(handle, **arrays))  # type: ignore[arg-type]
+            config = {
+                "format": FORMAT,
+                "graph": to_dict(self.graph),
+                "model": to_dict(self.model),
+                "targets": [to_dict(target) for target in self.targets],
+                "normaliser": {name: np.asarray(v, float).tolist() for name, v in self.normaliser._asdict().items()},
+                "members": len(self.members),
+                "weights_sha256": digest,
+                "metrics": self.metrics,
+                "notes": self.notes,
+            }
+            _write(folder / CONFIG, lambda handle: handle.write(json.dumps(config, indent=1).encode()))
+            _write(folder / CARD, lambda handle: handle.write(model_card(self).encode()))
+        except OSError as error:
+            raise InputError(f"{folder}: the model cannot be written: {error}") from error
+        return folder
+
+
+def load_bundle(folder: str | Path) -> Model:
+    """Read a model back; it is checked that nothing is missing or cut short.
+
+    Raises:
+        InputError: The folder is no model, a file is missing, damaged, or does not fit the settings.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model folder; `tlcgcnn models` lists the shipped ones")
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: not a whole model: {' and '.join(missing)} missing (found: {_listing(folder)})")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        graph = from_dict(GraphConfig, config["graph"], f"{folder / CONFIG}: graph")
+        model = from_dict(ModelConfig, config["model"], f"{folder / CONFIG}: model")
+        targets = tuple(from_dict(Target, target, f"{folder / CONFIG}: targets") for target in config["targets"])
+        normaliser = Normaliser(*(np.asarray(config["normaliser"][name], np.float32) for name in Normaliser._fields))
+        count, digest = int(config["members"]), config["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / CONFIG}: damaged: {type(error).__name__}: {error}") from error
+    data = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise InputError(
+            f"{folder / WEIGHTS}: {len(data)} bytes that are not the ones config.json was written with: "
+            "the file is cut short or changed; copy the whole folder again"
+        )
+    with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
+        flat = {name: arrays[name] for name in arrays.files}
+    members = tuple(
+        unflatten({name.split("/", 1)[1]: array for name, array in flat.items() if name.startswith(f"{index}/")})
+        for index in range(count)
+    )
+    return Model(graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """A nested dictionary of arrays as {"params/conv_0/bias": array}.
+
+    Example:
+        >>> flatten({"head": {"bias": np.zeros(1)}})
+        {'head/bias': array([0.])}
+    """
+    out: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        out.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: np.asarray(value)})
+    return out
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = array
+    return tree
+
+
+def model_card(model: Model) -> str:
+    """What a reader needs to know of a model, as Markdown."""
+    names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
+    sizes = f"{model.model.convolutions} convolutions of width {model.model.width}, head {model.model.head_width}"
+    lines = [
+        f"# CGCNN for {names}",
+        "",
+        f"- network: {sizes}; {len(model.members)} member{'s' if len(model.members) > 1 else ''}",
+        f"- graph: {model.graph.neighbours} neighbours within {model.graph.cutoff:g} Å, ties: {model.graph.ties}",
+    ]
+    lines += [f"- {key}: {value}" for key, value in model.notes.items() if not isinstance(value, dict | list)]
+    for part, values in model.metrics.items():
+        if isinstance(values, Mapping):
+            shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
+            lines.append(f"- {part}: {shown}")
+    lines += ["", "```python", "import tlcgcnn_jax", "", 'model = tlcgcnn_jax.load_model("PATH OF THIS FOLDER")']
+    lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
+    return "\n".join(lines)
+
+
+def _write(path: Path, write: Any) -> str:
+    """Write a file whole or not at all, and give its sha256."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        os.chmod(name, 0o644)
+        shutil.move(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())[:8]
+    return ", ".join(names) if names else "an empty folder"

@@ -1,0 +1,73 @@
+"""Resumable checkpoints with Orbax, of which this is the only importer."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from tlcgcnn_jax.errors import InputError
+
+
+class Checkpoints:
+    """A folder that holds the state after the newest epoch.
+
+    Saving happens in the background and is atomic: a run that is killed while saving still has the epoch before.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        ...     checkpoints.save(1, {"w": jnp.ones(2)}, {"epoch": 1})
+        ...     checkpoints.wait()
+        ...     checkpoints.restore({"w": jnp.zeros(2)})["meta"]
+        {'epoch': 1}
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 1) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Keep a tree of arrays, and a dictionary that JSON can hold, under a number."""
+        self._manager.save(step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+
+    def restore(self, like: Any) -> dict[str, Any] | None:
+        """The newest tree and its dictionary, {"tree", "meta"}, or None where there is nothing yet.
+
+        Args:
+            like: A tree of arrays with the shapes that are expected.
+
+        Raises:
+            InputError: The folder holds something else, or is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(tree=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax raises a dozen kinds
+            raise InputError(
+                f"{self.folder}: the checkpoint of epoch {step} cannot be used ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}); it was made with other settings or is damaged; remove it to start again"
+            ) from error
+        return {"tree": restored["tree"], "meta": restored["meta"]}
+
+    def wait(self) -> None:
+        """Block until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish saving and let go of the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,263 @@
+"""CIF text -> crystal, with the sites and the order of sites that pymatgen gives."""
+
+import functools
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.crystal import Crystal, atomic_number, make_crystal, ordered_species
+from tlcgcnn_jax.elements import atomic_numbers
+from tlcgcnn_jax.errors import InputError
+
+_SITE_TOLERANCE = 1e-4  # pymatgen's: sites closer than this (in each fractional coordinate) are one site
+_SNAP_TOLERANCE = 1e-4  # pymatgen's: coordinates this close (relatively) to 1/3 or 2/3 are made exact
+_GRID = np.array([10**12, 10**6, 1])  # makes one whole number of three
+_OPERATORS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+_CELL = ("_length_a", "_length_b", "_length_c", "_angle_alpha", "_angle_beta", "_angle_gamma")
+_TYPE = re.compile(r"([A-Z][a-z]?)\d*[+-]?\d*")
+_LABEL = re.compile(r"([A-Z][a-z]?)(?:\d\w*)?[+-]?")
+# Sites are ordered by Pauling electronegativity, as pymatgen does (ties by symbol). Elements without one are
+# left to pymatgen itself.
+_BY_ELECTRONEGATIVITY = (
+    "Fr Cs K Rb Ba Ra Na Sr Li Ca Ac La Tb Yb Ce Pm Pr Nd Sm Eu Gd Dy Y Ho Er Tm Lu Pu Am Bk Cf Cm Es Fm "
+    "Hf Th Mg Zr Np Sc U Pa Ta Ti Mn Be Nb Al Tl V Zn Cr Cd In Ga Fe Co Cu Re Si Tc Ni Ag Sn Hg Po Ge Bi "
+    "B Sb Te Mo As P At H Ir Os Pd Rn Ru Pt Rh Pb W Au C Se S Xe I Br Kr N Cl O F"
+)
+
+
+class _Unusual(Exception):
+    """The text holds something that the fast reader leaves to pymatgen."""
+
+
+def read_cif(text: str, where: str) -> Crystal:
+    """The first structure of a CIF, its symmetry expanded, in the cell that the file gives.
+
+    Plain files are read by gemmi's tokeniser and expanded here; whatever is out of the ordinary (no symmetry
+    operators, several blocks, shared sites, odd labels) goes to pymatgen. Both give the same sites in the
+    same order, because the choice among equally distant neighbours depends on the order.
+
+    Args:
+        text: Contents of the file.
+        where: What the message should call the crystal: file and id.
+
+    Returns:
+        The crystal, with fractional coordinates between 0 and 1.
+
+    Raises:
+        InputError: The text is no complete CIF, or its structure is disordered or impossible.
+
+    Source:
+        The rules of pymatgen.io.cif.CifParser (Ong et al., Comput. Mater. Sci. 68, 314, 2013).
+    """
+    try:
+        lattice, species, coords = _read_plain(text)
+    except _Unusual:
+        lattice, species, coords = _read_with_pymatgen(text, where)
+    return make_crystal(lattice, species, coords, where)
+
+
+def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+    from gemmi import cif
+
+    if "_magn" in text or "_atom_site_moment" in text:
+        raise _Unusual
+    try:
+        document = cif.read_string(text)
+    except (ValueError, RuntimeError) as error:
+        raise _Unusual from error
+    if len(document) != 1:
+        raise _Unusual
+    block = document[0]
+    lattice = _cell_vectors(tuple(_number(block.find_value("_cell" + tag)) for tag in _CELL))
+    for tag in _OPERATORS:
+        if operators := tuple(block.find_values(tag)):
+            break
+    else:
+        raise _Unusual
+    rotations, translations = _operators(operators)
+    axes = [list(block.find_values(f"_atom_site_fract_{axis}")) for axis in "xyz"]
+    coords = np.array([[_snapped(_number(value)) for value in axis] for axis in axes]).T
+    numbers = _species(block)
+    if not numbers or coords.shape != (len(numbers), 3):
+        raise _Unusual
+    order = sorted(range(len(numbers)), key=lambda site: _rank()[numbers[site]])
+    site_of_image, images = _expand(coords[order], rotations, translations)
+    return lattice, [numbers[order[site]] for site in site_of_image], images
+
+
+def _number(value: str | None) -> float:
+    """A CIF number without its uncertainty, as in 5.6402(3)."""
+    try:
+        return float(value or "")
+    except ValueError:
+        pass
+    try:
+        return float((value or "").partition("(")[0].strip("'\""))
+    except ValueError as error:
+        raise _Unusual from error
+
+
+def _snapped(value: float) -> float:
+    if 0.333 < value < 0.667:
+        for ideal in (1 / 3, 2 / 3):
+            if abs(value / ideal - 1) <= _SNAP_TOLERANCE:
+                return ideal
+    return value
+
+
+@functools.lru_cache(maxsize=1024)
+def _cell_vectors(cell: tuple[float, ...]) -> np.ndarray:
+    """Rows a, b, c with c along z and a in the xz plane, the orientation pymatgen chooses."""
+    a, b, c, *degrees = cell
+    (cos_alpha, cos_beta, cos_gamma), (sin_alpha, sin_beta, _) = (
+        np.cos(np.radians(degrees)),
+        np.sin(np.radians(degrees)),
+    )
+    if not (sin_alpha * sin_beta):
+        raise _Unusual
+    cos_star = np.clip((cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta), -1, 1)
+    gamma_star = np.arccos(cos_star)
+    return np.array(
+        [
+            [a * sin_beta, 0.0, a * cos_beta],
+            [-b * sin_alpha * np.cos(gamma_star), b * sin_alpha * np.sin(gamma_star), b * cos_alpha],
+            [0.0, 0.0, c],
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _operators(triplets: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations [n_op, 3, 3] and translations [n_op, 3] of operators such as '1/2-x, y, z+3/4'."""
+    from gemmi import Op
+
+    if any("." in triplet for triplet in triplets):  # decimal fractions: gemmi rounds them to 24ths
+        raise _Unusual
+    try:
+        operators = [Op(triplet.strip("'\"")) for triplet in triplets]
+    except (ValueError, RuntimeError) as error:
+        raise _Unusual from error
+    return np.array([op.rot for op in operators]) / Op.DEN, np.array([op.tran for op in operators]) / Op.DEN
+
+
+@functools.cache
+def _rank() -> dict[int, int]:
+    return {atomic_numbers()[symbol]: rank for rank, symbol in enumerate(_BY_ELECTRONEGATIVITY.split())}
+
+
+def _species(block: Any) -> list[int]:
+    """Atomic number of each site of the file; sites that are not plain and full go to pymatgen."""
+    labels = list(block.find_values("_atom_site_label"))
+    types = list(block.find_values("_atom_site_type_symbol"))
+    names, pattern = (types, _TYPE) if types else (labels, _LABEL)
+    if not labels or len(labels) != len(names):
+        raise _Unusual
+    known = {name: _plain_element(name, pattern) for name in set(names)}
+    if len(set(known.values())) != len(known) and types and block.find_values("_atom_type_oxidation_number"):
+        raise _Unusual  # two oxidation states of one element are two species, and are ordered as such
+    for occupancy in set(block.find_values("_atom_site_occupancy")):
+        if occupancy != "?" and _number(occupancy) != 1:
+            raise _Unusual
+    return [known[name] for name in names]
+
+
+def _plain_element(name: str, pattern: re.Pattern[str]) -> int:
+    match = pattern.fullmatch(name.strip("'\""))
+    number = atomic_numbers().get(match[1], 0) if match else 0
+    if number not in _rank():
+        raise _Unusual
+    return number
+
+
+def _expand(
+    coords: np.ndarray, rotations: np.ndarray, translations: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct images of the sites under the operators, in the order sites x operators.
+
+    Args:
+        coords: float64 [n_site, 3].
+        rotations: float64 [n_op, 3, 3].
+        translations: float64 [n_op, 3].
+
+    Returns:
+        Site of each image, int [n], and the images, float64 [n, 3], within the cell.
+    """
+    # [n_site, 3] @ [3, n_op * 3]: all images in one product
+    images = (coords @ rotations.transpose(2, 0, 1).reshape(3, -1) + translations.ravel()).reshape(-1, 3)
+    images -= np.floor(images)
+    if len(rotations) == 1:
+        if _close_pairs(images):
+            raise _Unusual
+        return np.arange(len(images)), images
+    site = np.repeat(np.arange(len(coords)), len(rotations))
+    # Most images coincide but for rounding; whole numbers find these at the cost of one sort.
+    grid = np.rint(images * 1e6).astype(np.int64) % 1_000_000
+    _, first, inverse = np.unique(grid @ _GRID, return_index=True, return_inverse=True)
+    if (site[first][inverse] != site).any():
+        raise _Unusual  # two sites of the file at one position
+    first.sort()
+    kept = images[first]
+    close = _close_pairs(kept)
+    if close:
+        if any(site[first[i]] != site[first[j]] for i, j in close):
+            raise _Unusual
+        chosen: list[int] = []
+        for image in range(len(kept)):
+            if not any((earlier, image) in close for earlier in chosen):
+                chosen.append(image)
+        first, kept = first[chosen], kept[chosen]
+    return site[first], kept
+
+
+def _close_pairs(points: np.ndarray) -> set[tuple[int, int]]:
+    """Pairs i < j of positions [n, 3] within the tolerance of each other, across the cell's faces too."""
+    if len(points) <= 24:  # where all pairs cost less than a tree
+        difference = points[:, None] - points
+        difference -= np.rint(difference)
+        near = (np.abs(difference) < _SITE_TOLERANCE).all(axis=-1)
+        if np.count_nonzero(near) == len(points):
+            return set()
+        return {(int(i), int(j)) for i, j in np.argwhere(near) if i < j}
+    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
+
+    return cKDTree(points % 1.0, boxsize=1.0).query_pairs(_SITE_TOLERANCE, p=np.inf)
+
+
+def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    from pymatgen.io.cif import CifParser
+
+    _check_complete(text, where)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        problems: list[str] = []
+        try:
+            parser = CifParser.from_str(text)
+            problems = parser.warnings  # the parser says here why it passed over a block
+            structure = parser.parse_structures(primitive=False, on_error="ignore")[0]
+        except Exception as error:  # the parser lets errors of many kinds through
+            said = (problems[-1] if problems else str(error)).strip() or type(error).__name__
+            raise InputError(f"{where}: this CIF cannot be read: {said.splitlines()[-1]}") from error
+    species = [
+        ordered_species(
+            [(_symbol(specie), float(occupancy)) for specie, occupancy in site.species.items()], i, where
+        )
+        for i, site in enumerate(structure)
+    ]
+    return structure.lattice.matrix, species, structure.frac_coords
+
+
+def _symbol(specie: Any) -> str:
+    symbol = getattr(specie, "symbol", str(specie))
+    return symbol if atomic_number(symbol) else str(specie)
+
+
+def _check_complete(text: str, where: str) -> None:
+    if not re.search(r"^\s*data_", text, re.MULTILINE | re.IGNORECASE):
+        raise InputError(f"{where}: no data_ block was found; this is not a CIF, or it was cut short")
+    missing = [tag for tag in ("_cell_length_a", "_atom_site_fract_x") if tag not in text]
+    if missing:
+        raise InputError(
+            f"{where}: {' and '.join(missing)} not found; the CIF has no atoms, or was cut short"
+        )

@@ -1,0 +1,214 @@
+"""Every setting, as frozen dataclasses that travel as JSON inside datasets, runs and models."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tlcgcnn_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """How a crystal becomes a graph.
+
+    Attributes:
+        cutoff: Largest neighbour distance, in Å.
+        neighbours: Neighbours of each atom (k).
+        ties: "shell" keeps the whole last shell of equally distant neighbours and shares the remaining places
+            among them by weight, so that a prediction does not depend on the order of the atoms or the choice
+            of the cell; "reference" cuts it in the order of the original CGCNN code.
+        tie_tolerance: Distances closer than this are equal, in Å.
+        legacy_padding: Invent a neighbour (atom 0 at `cutoff` + 1 Å) for every missing one, as the original
+            code does; only for its weights.
+        places: Edge places in one row of the packed graph. It changes the layout and the speed, not the result.
+    """
+
+    cutoff: float = 8.0
+    neighbours: int = 12
+    ties: str = "shell"
+    tie_tolerance: float = 1e-3
+    legacy_padding: bool = False
+    places: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.cutoff > 0, f"cutoff is {self.cutoff} Å: it must be positive")
+        _require(self.neighbours > 0, f"neighbours is {self.neighbours}: it must be at least 1")
+        _require(self.ties in ("shell", "reference"), f"ties is {self.ties!r}: use 'shell' or 'reference'")
+        _require(self.tie_tolerance >= 0, f"tie_tolerance is {self.tie_tolerance} Å: it must not be negative")
+        _require(self.places > 0, f"places is {self.places}: it must be at least 1")
+        _require(
+            not self.legacy_padding or self.ties == "reference",
+            "legacy_padding needs ties='reference': invented neighbours belong to the original's graphs alone",
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """One property to learn.
+
+    Attributes:
+        name: Column name.
+        unit: Unit of the values, for tables and plots.
+        kind: "regression" or "classification" (labels 0, 1, ... in the column).
+        classes: Number of classes (classification only).
+        transform: "identity", "log10" or "log": the network learns the transformed value, and everything that is
+            reported is in the unit of the column.
+    """
+
+    name: str
+    unit: str = ""
+    kind: str = "regression"
+    classes: int = 2
+    transform: str = "identity"
+
+    def __post_init__(self) -> None:
+        kinds, transforms = ("regression", "classification"), ("identity", "log10", "log")
+        _require(self.kind in kinds, f"target {self.name}: kind is {self.kind!r}: use one of {kinds}")
+        _require(
+            self.transform in transforms, f"target {self.name}: transform {self.transform!r}: use one of {transforms}"
+        )
+        _require(self.classes >= 2, f"target {self.name}: {self.classes} classes: there must be at least 2")
+
+    @property
+    def outputs(self) -> int:
+        """Number of network outputs that this target takes."""
+        return self.classes if self.kind == "classification" else 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network (Xie & Grossman, Phys. Rev. Lett. 120, 145301 (2018)).
+
+    Attributes:
+        width: Features of an atom inside the network.
+        convolutions: Gated graph convolutions.
+        head_width: Hidden features after pooling.
+        head_layers: Hidden layers after pooling.
+        gaussian_step: Spacing and width of the Gaussians that a distance is expanded in, in Å.
+        gaussian_max: Centre of the last Gaussian, in Å.
+        dropout: Share of hidden features dropped while training.
+    """
+
+    width: int = 64
+    convolutions: int = 4
+    head_width: int = 128
+    head_layers: int = 1
+    gaussian_step: float = 0.2
+    gaussian_max: float = 8.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "convolutions", "head_width", "head_layers", "gaussian_step", "gaussian_max"):
+            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
+        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be in [0, 1)")
+
+    @property
+    def gaussians(self) -> int:
+        """Number of Gaussians."""
+        return round(self.gaussian_max / self.gaussian_step) + 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the training crystals.
+        batch_size: Crystals in a batch, on average: a batch is filled up to a fixed number of atoms.
+        optimizer: "adamw" or "sgd".
+        learning_rate: Highest learning rate.
+        weight_decay: Decoupled weight decay, applied to trained kernels only.
+        momentum: Momentum of SGD.
+        schedule: "cosine" (to zero), "step" or "constant", after the warm-up.
+        warmup: Share of all updates in which the rate climbs from zero.
+        milestones: Shares of all updates after which "step" multiplies the rate by `decay`.
+        decay: Factor of each step of "step".
+        loss: "mae", "mse" or "huber" on normalised targets; classes always take the cross-entropy.
+        clip: Largest norm of the gradient, or None.
+        patience: Epochs without a better validation score after which training stops, or None.
+        seed: Seed of initial weights, batches and dropout.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    milestones: tuple[float, ...] = (0.8,)
+    decay: float = 0.1
+    loss: str = "mae"
+    clip: float | None = None
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, f"epochs is {self.epochs}: it must be at least 1")
+        _require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be at least 1")
+        _require(self.optimizer in ("adamw", "sgd"), f"optimizer is {self.optimizer!r}: use 'adamw' or 'sgd'")
+        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
+        _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must not be negative")
+        schedules, losses = ("cosine", "step", "constant"), ("mae", "mse", "huber")
+        _require(self.schedule in schedules, f"schedule is {self.schedule!r}: use one of {schedules}")
+        _require(self.loss in losses, f"loss is {self.loss!r}: use one of {losses}")
+        _require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of all updates, in [0, 1)")
+        _require(self.patience is None or self.patience > 0, f"patience is {self.patience}: at least 1, or None")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Settings as a dictionary that JSON can hold.
+
+    Example:
+        >>> to_dict(GraphConfig(neighbours=8))["neighbours"]
+        8
+    """
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], where: str = "settings") -> T:
+    """Settings from a dictionary; an unknown key is an error, a missing one takes its default.
+
+    Args:
+        kind: One of the dataclasses of this file.
+        values: What `to_dict` gave, possibly through JSON.
+        where: Named in the error message.
+
+    Raises:
+        InputError: An unknown key, or a value that `kind` refuses.
+
+    Example:
+        >>> from_dict(GraphConfig, {"cutoff": 6.0}).cutoff
+        6.0
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: {kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(fields)}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type: JSON turns tuples into lists and drops the point of 8.0."""
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} is {value!r}: a list was expected")
+        return tuple(_typed(typing.get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise InputError(f"{where} is {value!r}: {hint.__name__} was expected")
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)

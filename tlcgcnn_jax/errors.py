@@ -1,0 +1,28 @@
+"""What can be wrong with the input, said in one readable message."""
+
+from dataclasses import dataclass
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message says what was found, where, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One crystal that was left out, and why.
+
+    Attributes:
+        id: The crystal's id, or the file's name where it has none.
+        where: File, or file and line.
+        reason: The message that `on_error="raise"` would have shown.
+    """
+
+    id: str
+    where: str
+    reason: str
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise `InputError` unless `on_error` is "raise" or "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error is {on_error!r}: use 'raise' (stop at the first bad crystal) or 'skip'")

@@ -1,0 +1,93 @@
+"""The frame of every picture: one style, plain numbers on the axes, and files that are whole or not there."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tlcgcnn_jax.errors import InputError
+
+DPI = 150
+# Okabe & Ito's palette, which stays apart for every kind of colour vision (https://jfly.uni-koeln.de/color/).
+BLUE, VERMILLION, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#222222"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def write_whole(path: str | Path, data: bytes) -> Path:
+    """Write a file under a temporary name and rename it, so that an interrupt leaves the old one or none.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+    return path
+
+
+@contextmanager
+def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
+    """A figure of so many inches, written as a PNG when all has been drawn."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        buffer = BytesIO()
+        # Without the version of matplotlib in it, the same numbers give the same bytes.
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    write_whole(path, buffer.getvalue())
+
+
+def log_axis(axes: Any, which: str, low: float, high: float) -> None:
+    """A logarithmic axis with plain numbers, so dense that there are always some."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_formatter(FuncFormatter(short))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float, _: object = None) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:g}"
+
+
+def labelled(what: str, name: str, unit: str) -> str:
+    return plain(" ".join(part for part in (what, name, f"({unit})" if unit else "") if part))
+
+
+def plain(text: str) -> str:
+    """Text as it is: a dollar sign in a column's name is not the start of a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,155 @@
+"""Labels as the network sees them, and masked losses on them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from tlcgcnn_jax.config import Target
+from tlcgcnn_jax.errors import InputError
+
+
+class Normaliser(NamedTuple):
+    """Mean and standard deviation of each target, after its transform; (0, 1) for classes.
+
+    Attributes:
+        mean: float32 [n_target].
+        std: float32 [n_target].
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
+    """Mean and standard deviation of the training rows, and of these alone.
+
+    Args:
+        values: [n_train, n_target] in the targets' units, NaN where missing.
+        targets: The targets, in the order of the columns.
+
+    Raises:
+        InputError: A target without any training label, or a label that its transform cannot take.
+    """
+    transformed = transform_labels(values, targets)
+    mean, std = np.zeros(len(targets)), np.ones(len(targets))
+    for column, target in enumerate(targets):
+        known = transformed[np.isfinite(transformed[:, column]), column]
+        if not len(known):
+            raise InputError(f"target {target.name}: not one training crystal has a label")
+        if target.kind == "regression":
+            mean[column] = known.mean()
+            std[column] = known.std() if known.std() > 1e-12 * max(1.0, abs(known.mean())) else 1.0
+    return Normaliser(mean.astype(np.float32), std.astype(np.float32))
+
+
+def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Values in the targets' units to the space that is learnt, float64 [n, n_target]; NaN stays NaN."""
+    out = np.array(values, np.float64)
+    for column, target in enumerate(targets):
+        known = out[np.isfinite(out[:, column]), column]
+        if target.transform != "identity":
+            if np.any(known <= 0):
+                raise InputError(
+                    f"target {target.name}: transform {target.transform} needs positive values, found {known.min()}"
+                )
+            out[:, column] = np.log10(out[:, column]) if target.transform == "log10" else np.log(out[:, column])
+        if target.kind == "classification" and not np.all(np.isin(known, np.arange(target.classes))):
+            wrong = known[~np.isin(known, np.arange(target.classes))][0]
+            raise InputError(f"target {target.name}: class {wrong:g} found, expected 0 to {target.classes - 1}")
+    return out
+
+
+def normalise(values: np.ndarray, targets: Sequence[Target], normaliser: Normaliser) -> np.ndarray:
+    """Values in the targets' units to what the network shall give, float32 [n, n_target]."""
+    return ((transform_labels(values, targets) - normaliser.mean) / normaliser.std).astype(np.float32)
+
+
+def denormalise(outputs: np.ndarray, targets: Sequence[Target], normaliser: Normaliser) -> np.ndarray:
+    """Outputs of the network to values in the targets' units; probabilities for classes.
+
+    Args:
+        outputs: [..., Σ target.outputs].
+        targets: The targets.
+        normaliser: As fitted on the training rows.
+
+    Returns:
+        float64, of the same shape.
+    """
+    out = np.array(outputs, np.float64)
+    for column, (target, part) in enumerate(zip(targets, output_slices(targets), strict=True)):
+        if target.kind == "classification":
+            shifted = out[..., part] - out[..., part].max(-1, keepdims=True)
+            out[..., part] = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+            continue
+        value = out[..., part] * float(normaliser.std[column]) + float(normaliser.mean[column])
+        inverse = {"identity": lambda x: x, "log10": lambda x: 10.0**x, "log": np.exp}[target.transform]
+        out[..., part] = inverse(value)
+    return out
+
+
+def output_slices(targets: Sequence[Target]) -> list[slice]:
+    """Which outputs belong to which target.
+
+    Example:
+        >>> output_slices([Target("gap"), Target("metal", kind="classification"), Target("k")])
+        [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
+    """
+    ends = np.cumsum([target.outputs for target in targets]).tolist()
+    return [slice(end - target.outputs, end) for end, target in zip(ends, targets, strict=True)]
+
+
+def loss_sum(outputs: Array, labels: Array, targets: Sequence[Target], loss: str) -> tuple[Array, Array]:
+    """Sum of the losses of all labels that are there, and their number.
+
+    Args:
+        outputs: [n_graph, Σ target.outputs].
+        labels: [n_graph, n_target], normalised; NaN where missing and in padding graphs.
+        targets: The targets.
+        loss: "mae", "mse" or "huber" (δ = 1 standard deviation) for values; classes take the cross-entropy.
+
+    Returns:
+        Scalars (sum, count); the mean loss is their quotient.
+    """
+    total, count = jnp.zeros(()), jnp.zeros(())
+    for column, (target, part) in enumerate(zip(targets, output_slices(targets), strict=True)):
+        label, known = labels[:, column], jnp.isfinite(labels[:, column])
+        label = jnp.where(known, label, 0.0)  # a NaN inside `where` would still poison the gradient
+        if target.kind == "classification":
+            each = optax.softmax_cross_entropy_with_integer_labels(outputs[:, part], label.astype(jnp.int32))
+        else:
+            error = outputs[:, part.start] - label
+            each = {
+                "mae": jnp.abs,
+                "mse": jnp.square,
+                "huber": lambda e: optax.huber_loss(e, delta=1.0),
+            }[loss](error)
+        total += jnp.sum(jnp.where(known, each, 0.0))
+        count += jnp.sum(known)
+    return total, count
+
+
+def mean_loss(outputs: Array, labels: Array, targets: Sequence[Target], loss: str) -> Array:
+    """Mean loss over the labels that are there; zero where there is none."""
+    total, count = loss_sum(outputs, labels, targets, loss)
+    return total / jnp.maximum(count, 1.0)
+
+
+def score(outputs: np.ndarray, labels: np.ndarray, targets: Sequence[Target]) -> float:
+    """Validation score, lower is better: mean of each target's mean absolute error (normalised) or cross-entropy."""
+    parts = []
+    for column, (target, part) in enumerate(zip(targets, output_slices(targets), strict=True)):
+        known = np.isfinite(labels[:, column])
+        if not known.any():
+            continue
+        chosen, label = np.asarray(outputs, np.float64)[known][:, part], labels[known, column]
+        if target.kind == "classification":
+            log_p = jax.nn.log_softmax(chosen, axis=-1)
+            parts.append(-float(np.mean(np.take_along_axis(np.asarray(log_p), label.astype(int)[:, None], 1))))
+        else:
+            parts.append(float(np.mean(np.abs(chosen[:, 0] - label))))
+    return float(np.mean(parts)) if parts else float("nan")

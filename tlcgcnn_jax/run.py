@@ -1,0 +1,347 @@
+"""A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tlcgcnn_jax import evaluate, report
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.checkpoint import Checkpoints
+from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig, to_dict
+from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import Predictions
+from tlcgcnn_jax.model import CGCNN, init_variables
+from tlcgcnn_jax.optim import Rates
+from tlcgcnn_jax.splits import Split, random_split, write_split
+from tlcgcnn_jax.train import example_graph, train
+from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
+from tlcgcnn_jax.zoo import load_model
+
+FINE_TUNING = TrainConfig(epochs=100, batch_size=32, learning_rate=2e-3)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        model: The trained network, or the ensemble of all seeds.
+        metrics: {"test": {"mae", "rmse", "r2", …}, "val": …} in the target's unit; with several targets these are of
+            the first, and "targets" holds those of each.
+        predictions: Of every crystal of the dataset.
+        split: Row numbers.
+        history: One row an epoch and member.
+        account: What became of every array of the source (None without a source).
+        folder: Where it was written, if anywhere.
+    """
+
+    model: Model
+    metrics: dict[str, Any]
+    predictions: Predictions
+    split: Split
+    history: list[dict[str, float]]
+    account: Account | None = None
+    folder: Path | None = None
+
+
+def fit(
+    data: Any,
+    targets: str | Target | Sequence[str | Target] = (),
+    *,
+    split: Split | None = None,
+    graph: GraphConfig = GraphConfig(),
+    model: ModelConfig = ModelConfig(),
+    config: TrainConfig = TrainConfig(),
+    seeds: int = 1,
+    out: str | Path | None = None,
+    on_error: str = "raise",
+    progress: bool = False,
+    resume: bool = False,
+) -> Result:
+    """Train from scratch.
+
+    Args:
+        data: A `CrystalDataset`, or whatever `read_structures` takes.
+        targets: Column names, or `Target`s with unit, kind and transform; default: the dataset's columns.
+        split: Row numbers; default: a seeded 80/10/10 split.
+        graph: How crystals become graphs (not used where `data` is a dataset).
+        model: Sizes of the network.
+        config: How to train.
+        seeds: Networks, with seeds `config.seed`, `config.seed` + 1, …; more than one make an ensemble.
+        out: Folder for model, metrics, test results and pictures.
+        on_error: "raise" or "skip" for crystals that cannot be read.
+        progress: Show bars.
+        resume: Go on in `out` from its last checkpoint.
+
+    Raises:
+        InputError: Anything about the data or the folder that cannot be used.
+
+    Example:
+        >>> from tlcgcnn_jax import fit, TrainConfig, textbook_records
+        >>> result = fit(textbook_records(("band_gap_ev",))[:20], "band_gap_ev", config=TrainConfig(epochs=1))
+        >>> sorted(result.metrics)
+        ['test', 'train', 'val']
+    """
+    dataset, targets = _prepared(data, targets, graph, on_error, progress)
+    run = _Run(dataset, targets, split, config, seeds, out, progress, resume, {"verb": "train"})
+    return run.all_members(model, None, find_strategy("scratch"))
+
+
+def transfer(
+    data: Any,
+    source: str | Path | Model,
+    strategy: str | Strategy = "full",
+    targets: str | Target | Sequence[str | Target] = (),
+    *,
+    split: Split | None = None,
+    config: TrainConfig = FINE_TUNING,
+    multipliers: Rates = (),
+    seeds: int = 1,
+    out: str | Path | None = None,
+    on_error: str = "raise",
+    progress: bool = False,
+    resume: bool = False,
+) -> Result:
+    """Train on a target, starting from a source model.
+
+    Args:
+        data: A `CrystalDataset` with the source's graph settings, or whatever `read_structures` takes.
+        source: A model, its folder, or the name of a shipped one.
+        strategy: Name ("full", "frozen", "head", "scratch"), or a `Strategy` of your own.
+        targets: As in `fit`.
+        split: As in `fit`.
+        config: As in `fit`.
+        multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
+        seeds: As in `fit`; a source that is an ensemble gives its members in turn.
+        out: As in `fit`.
+        on_error: As in `fit`.
+        progress: As in `fit`; prints the merge account, too.
+        resume: As in `fit`.
+
+    Raises:
+        InputError: As in `fit`; and a source whose graphs or shapes do not fit.
+
+    Example:
+        >>> from tlcgcnn_jax import transfer, TrainConfig, textbook_records
+        >>> records = textbook_records(("bulk_modulus_gpa",))[:20]
+        >>> result = transfer(records, "mp-formation-energy", "frozen", "bulk_modulus_gpa", config=TrainConfig(epochs=1))
+        >>> result.model.members[0]["params"]["embedding"]["bias"].shape
+        (64,)
+    """
+    source_model = source if isinstance(source, Model) else load_model(source)
+    dataset, targets = _prepared(data, targets, source_model.graph, on_error, progress)
+    check_graph(dataset.graph, source_model)
+    chosen = find_strategy(strategy, multipliers)
+    origin = source_model.notes.get("name", "a model in memory") if isinstance(source, Model) else str(source)
+    about = {"verb": "transfer", "source": origin, "strategy": chosen.name, "rates": [list(rate) for rate in chosen.rates]}
+    run = _Run(dataset, targets, split, config, seeds, out, progress, resume, about)
+    return run.all_members(source_model.model, source_model, chosen)
+
+
+@dataclass
+class _Run:
+    """The common part of `fit` and `transfer`."""
+
+    dataset: CrystalDataset
+    targets: tuple[Target, ...]
+    split: Split | None
+    config: TrainConfig
+    seeds: int
+    out: str | Path | None
+    progress: bool
+    resume: bool
+    about: dict[str, Any]
+
+    def all_members(self, model_config: ModelConfig, source: Model | None, strategy: Strategy) -> Result:
+        """Train every member, then evaluate the ensemble."""
+        dataset, targets = self.dataset, self.targets
+        if self.seeds < 1:
+            raise InputError(f"seeds is {self.seeds}: at least one network must be trained")
+        if len(dataset) < 3:
+            raise InputError(f"{len(dataset)} crystals: at least 3 are needed to train, validate and test")
+        split = self.split or random_split(len(dataset), self.config.seed)
+        folder = _folder(self.out, self.resume)
+        settings = self._settings(model_config)
+        if folder:
+            _check_resumed(folder, settings, self.resume)
+            (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+            write_split(folder / "split.json", dataset.ids, split)
+        network = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
+        members, history, best_epochs, account, normaliser = [], [], [], None, None
+        for member in range(self.seeds):
+            config = replace(self.config, seed=self.config.seed + member)
+            variables = init_variables(network, example_graph(dataset), config.seed)
+            if source is not None:
+                old = source.members[member % len(source.members)]
+                variables, account = merge(old, jax.device_get(variables), strategy)
+                if member == 0 and self.progress:
+                    print(f"{self.about['strategy']} from {self.about['source']}:\n{account}", file=sys.stderr)
+            with _checkpoints(folder, member) as checkpoints, _bar(self.progress, member, self.seeds, config) as show:
+                trained = train(
+                    dataset, split, targets, model_config, config,
+                    variables=variables, rates=strategy.rates, checkpoints=checkpoints, on_epoch=show,
+                )  # fmt: skip
+            normaliser = trained.normaliser
+            members.append(trained.variables)
+            best_epochs.append(trained.best_epoch)
+            history += [{"member": member, **row} for row in trained.history]
+        assert normaliser is not None
+        notes = {**self.about, "crystals trained on": len(split.train), "versions": settings["versions"]}
+        bundle = Model(dataset.graph, model_config, targets, normaliser, tuple(members), {}, notes)
+        predictions = evaluate.predict(bundle, dataset)
+        labels = np.asarray(dataset.targets, float)
+        each = {
+            part: evaluate.metrics(predictions, labels, rows)
+            for part, rows in (("test", split.test), ("val", split.val), ("train", split.train))
+            if len(rows)
+        }
+        metrics: dict[str, Any] = {part: values[targets[0].name] for part, values in each.items()}
+        if len(targets) > 1:
+            metrics["targets"] = {t.name: {part: values[t.name] for part, values in each.items()} for t in targets}
+        bundle = replace(bundle, metrics=metrics)
+        result = Result(bundle, metrics, predictions, split, history, account, folder)
+        if folder:
+            _write_results(result, labels, best_epochs)
+        return result
+
+    def _settings(self, model_config: ModelConfig) -> dict[str, Any]:
+        return {
+            **self.about,
+            "targets": [to_dict(target) for target in self.targets],
+            "graph": to_dict(self.dataset.graph),
+            "model": to_dict(model_config),
+            "training": to_dict(self.config),
+            "seeds": self.seeds,
+            "crystals": len(self.dataset),
+            "dataset_fingerprint": self.dataset.fingerprint,
+            "versions": _versions(),
+            "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+        }
+
+
+def _prepared(
+    data: Any, targets: Any, graph: GraphConfig, on_error: str, progress: bool
+) -> tuple[CrystalDataset, tuple[Target, ...]]:
+    """A dataset with exactly the columns that are asked for."""
+    wanted = (targets,) if isinstance(targets, str | Target) else tuple(targets)
+    chosen = tuple(Target(t) if isinstance(t, str) else t for t in wanted)
+    if not isinstance(data, CrystalDataset):
+        if not chosen:
+            raise InputError("which property is to be learnt? Name at least one target column")
+        data = build_dataset(
+            data, targets=tuple(t.name for t in chosen), graph=graph, on_error=on_error, progress=progress
+        )
+    chosen = chosen or tuple(Target(name) for name in data.target_names)
+    if not chosen:
+        raise InputError("the dataset was prepared without a target column: prepare it again and name one")
+    absent = [target.name for target in chosen if target.name not in data.target_names]
+    if absent:
+        raise InputError(f"the dataset has no target {', '.join(absent)}; it has {', '.join(data.target_names) or 'none'}")
+    return data.with_targets(tuple(target.name for target in chosen)), chosen
+
+
+def _folder(out: str | Path | None, resume: bool) -> Path | None:
+    """The run's folder, made; one with something in it is refused unless a run is to be resumed there."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the run")
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        started = (folder / "settings.json").is_file() and not (folder / "metrics.json").is_file()
+        hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if started else "give"
+        raise InputError(f"{folder}: exists and is not empty; {hint} another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _check_resumed(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """A run goes on with the settings that it was started with, or not at all."""
+    path = folder / "settings.json"
+    if not (resume and path.is_file()):
+        return
+    before = json.loads(path.read_text())
+    free = ("versions", "machine")
+    now = json.loads(json.dumps(settings))
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
+    if changed:
+        told = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+        raise InputError(f"{folder}: cannot be resumed with other settings: {told}")
+
+
+class _NoCheckpoints:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _checkpoints(folder: Path | None, member: int) -> Checkpoints | _NoCheckpoints:
+    return Checkpoints(folder / "checkpoints" / f"member_{member}") if folder else _NoCheckpoints()
+
+
+class _bar:
+    """A progress bar over epochs with loss, score and rate, as a context that gives `on_epoch`."""
+
+    def __init__(self, show: bool, member: int, seeds: int, config: TrainConfig) -> None:
+        self.show, self.config = show, config
+        self.title = f"network {member + 1}/{seeds}" if seeds > 1 else "training"
+
+    def __enter__(self) -> Callable[[dict[str, float]], None] | None:
+        if not self.show:
+            return None
+        from tqdm import tqdm
+
+        self.tqdm = tqdm(total=self.config.epochs, desc=self.title, unit="epoch", file=sys.stderr)
+
+        def on_epoch(row: dict[str, float]) -> None:
+            self.tqdm.update(int(row["epoch"]) - self.tqdm.n)
+            self.tqdm.set_postfix_str(
+                f"loss {row['train_loss']:.4f}, val {row['val_score']:.4f}, {row['crystals_per_second']:,.0f} crystals/s"
+            )
+
+        return on_epoch
+
+    def __exit__(self, *_: object) -> None:
+        if self.show:
+            self.tqdm.close()
+
+
+def _write_results(result: Result, labels: np.ndarray, best_epochs: list[int]) -> None:
+    """Model, metrics, test results and pictures of a finished run."""
+    folder, rows, predictions = result.folder, result.split.test, result.predictions
+    assert folder is not None
+    result.model.save(folder)
+    with open(folder / "metrics.jsonl", "w") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in result.history)
+    test = Predictions([predictions.ids[row] for row in rows], predictions.targets, predictions.members[:, rows])
+    test.write(folder / "test_results.csv", labels[rows])
+    report.run_pictures(folder, result.history, best_epochs, test, labels[rows])
+    # Last, since it says that the run is finished.
+    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1))
+
+
+def _versions() -> dict[str, str]:
+    out = {"python": platform.python_version()}
+    for package in ("tlcgcnn_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy"):
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            out[package] = "not installed"
+    return out

@@ -1,0 +1,267 @@
+"""Which crystals train, validate and test: seeded splits, folds, nested training sets, and overlaps."""
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tlcgcnn_jax.errors import InputError
+
+_PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Row numbers of three sets that do not overlap.
+
+    Attributes:
+        train: int64 [n_train].
+        val: int64 [n_val], to choose epochs and settings by.
+        test: int64 [n_test], looked at once.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+class Overlap(NamedTuple):
+    """How many crystals of a target also stand in a source, by formula."""
+
+    count: int
+    share: float
+
+
+def random_split(
+    n: int,
+    seed: int,
+    train: float | int = 0.8,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    groups: Sequence[Hashable] | None = None,
+) -> Split:
+    """A seeded random split.
+
+    Args:
+        n: Number of crystals.
+        seed: Same seed, same split.
+        train: Share of the crystals (a float up to 1.0), or their number (an int).
+        val: Share or number.
+        test: Share or number.
+        groups: One label per crystal, e.g. its formula: crystals with the same label stay together. Sizes are then
+            met as nearly as whole groups allow.
+
+    Returns:
+        The split; rows of a part are in random order, so that any prefix is a random sample.
+
+    Raises:
+        InputError: Sizes that do not fit, or that leave nothing for training.
+
+    Example:
+        >>> split = random_split(10, seed=0, train=0.6, val=2, test=0.2)
+        >>> len(split.train), len(split.val), len(split.test)
+        (6, 2, 2)
+    """
+    wanted = {"train": train, "val": val, "test": test}
+    sizes = _sizes(n, wanted)
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        order = rng.permutation(n)
+        ends = np.cumsum([sizes["test"], sizes["val"], sizes["train"]])
+        return Split(order[ends[1] : ends[2]], order[ends[0] : ends[1]], order[: ends[0]])
+    members = _groups(n, groups)
+    parts: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
+    room = {part: size for part, size in sizes.items() if size}
+    for i in rng.permutation(len(members)):
+        # Where it fits, into the part that is emptiest in proportion; if every crystal was asked for, anywhere.
+        size = len(members[i])
+        part = max(room, key=lambda part: (room[part] >= size, room[part] / sizes[part]))
+        if room[part] >= size or sum(sizes.values()) == n:
+            parts[part].append(members[i])
+            room[part] -= size
+    split = {part: rng.permutation(_joined(parts[part])) for part in _PARTS}
+    for part in _PARTS:
+        if sizes[part] and not len(split[part]):
+            raise InputError(
+                f"no group of crystals fits into {part} ({sizes[part]} of {n} crystals): the groups are too large "
+                f"(largest: {max(map(len, members))}); ask for more crystals there, or split without groups"
+            )
+    return Split(**split)
+
+
+def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hashable] | None = None) -> list[Split]:
+    """Folds for cross-validation: every crystal is tested once; the fold after the tested one validates.
+
+    Args:
+        n: Number of crystals.
+        folds: Number of folds, at least 3 (one tests, one validates, the rest trains).
+        seed: Same seed, same folds.
+        repeat: Another number, other folds with the same seed.
+        groups: One label per crystal; crystals with the same label share a fold.
+
+    Returns:
+        One split for each fold.
+
+    Raises:
+        InputError: Fewer crystals (or groups) than folds.
+
+    Example:
+        >>> sorted(row for split in k_fold(7, folds=3, seed=0) for row in split.test.tolist())
+        [0, 1, 2, 3, 4, 5, 6]
+    """
+    if folds < 3:
+        raise InputError(f"{folds} folds: at least 3 are needed (one to test, one to validate, the rest to train)")
+    members = [np.array([row]) for row in range(n)] if groups is None else _groups(n, groups)
+    if len(members) < folds:
+        what = "crystals" if groups is None else "groups of crystals"
+        raise InputError(f"{len(members)} {what} for {folds} folds: use at most {len(members)} folds, or more crystals")
+    rng = np.random.default_rng([seed, repeat])
+    parts: list[list[np.ndarray]] = [[] for _ in range(folds)]
+    sizes = [0] * folds
+    for i in rng.permutation(len(members)):
+        smallest = int(np.argmin(sizes))
+        parts[smallest].append(members[i])
+        sizes[smallest] += len(members[i])
+    rows = [rng.permutation(_joined(part)) for part in parts]
+    splits = []
+    for fold in range(folds):
+        after = (fold + 1) % folds
+        rest = [rows[other] for other in range(folds) if other not in (fold, after)]
+        splits.append(Split(rng.permutation(_joined(rest)), rows[after], rows[fold]))
+    return splits
+
+
+def nested_sizes(train: np.ndarray, sizes: Sequence[int]) -> dict[int, np.ndarray]:
+    """Training sets of several sizes, each one a part of every larger one.
+
+    Args:
+        train: Training rows in random order, as in `Split.train`.
+        sizes: Numbers of crystals.
+
+    Returns:
+        Rows of each size: the first ones of `train`.
+
+    Raises:
+        InputError: A size below 1, or above the number of training crystals.
+
+    Example:
+        >>> nested_sizes(np.array([4, 2, 7]), [1, 2])
+        {1: array([4]), 2: array([4, 2])}
+    """
+    for size in sizes:
+        if not 1 <= size <= len(train):
+            raise InputError(f"a training set of {size} crystals: there are {len(train)}; use 1 to {len(train)}")
+    return {size: np.asarray(train)[:size] for size in sizes}
+
+
+def read_split(path: str | Path, ids: Sequence[str]) -> Split:
+    """A split from a JSON file {"train": [ids], "val": [ids], "test": [ids]}; "val" and "test" may be absent.
+
+    Args:
+        path: The file.
+        ids: Ids of the dataset's crystals, in its order. Crystals that the file does not name are in no part.
+
+    Raises:
+        InputError: Not such a file, an unknown id, an id named twice, or nothing to train on.
+    """
+    path = Path(path)
+    try:
+        parts = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    expected = 'expected {"train": [ids], "val": [ids], "test": [ids]}'
+    if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
+        raise InputError(f"{path} is not a split: {expected}")
+    if set(parts) - set(_PARTS):
+        raise InputError(f"{path} has the part {', '.join(sorted(set(parts) - set(_PARTS)))}: {expected}")
+    row = {name: i for i, name in enumerate(ids)}
+    named = [(str(name), part) for part in _PARTS for name in parts.get(part, [])]
+    unknown = [name for name, _ in named if name not in row]
+    if unknown:
+        raise InputError(f"{path} names {_some(unknown)}, not in the dataset of {len(ids)} crystals: correct the ids")
+    where: dict[str, str] = {}
+    twice = []
+    for name, part in named:
+        if name in where:
+            twice.append(f"{name} ({where[name]} and {part})" if where[name] != part else f"{name} (twice in {part})")
+        where[name] = part
+    if twice:
+        raise InputError(f"{path} names {_some(twice)}: a crystal belongs to one part, once")
+    if not parts.get("train"):
+        raise InputError(f"{path}: nothing to train on, its train part is empty or absent; {expected}")
+    return Split(*(np.array([row[str(name)] for name in parts.get(part, [])], np.int64) for part in _PARTS))
+
+
+def write_split(path: str | Path, ids: Sequence[str], split: Split) -> None:
+    """Write a split as ids, for `read_split`.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    parts = {part: [ids[row] for row in getattr(split, part).tolist()] for part in _PARTS}
+    try:
+        Path(path).write_text(json.dumps(parts, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def overlap(source_formulas: Sequence[str], target_formulas: Sequence[str]) -> Overlap:
+    """How many of the target's crystals have a formula that stands in the source as well.
+
+    Example:
+        >>> overlap(["NaCl", "Si"], ["Si", "GaAs", "Si", "Ge"])
+        Overlap(count=2, share=0.5)
+    """
+    known = set(source_formulas)
+    count = sum(name in known for name in target_formulas)
+    return Overlap(count, count / len(target_formulas) if len(target_formulas) else 0.0)
+
+
+def _sizes(n: int, wanted: dict[str, float | int]) -> dict[str, int]:
+    """Numbers of crystals; shares are rounded so that they fill what they add up to."""
+    asked = ", ".join(f"{part} {value}" for part, value in wanted.items())
+    exact: dict[str, float] = {}
+    for part, value in wanted.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise InputError(f"{part} is {value!r}: a share (0.8) or a number of crystals (800) was expected")
+        if not np.isfinite(value) or value < 0:
+            raise InputError(f"{part} is {value}: it must not be negative")
+        share = isinstance(value, (float, np.floating))
+        if share and value > 1:
+            raise InputError(f"{part} is {value}: a share is at most 1.0; write a number of crystals as an integer")
+        exact[part] = value * n if share else float(value)
+    if sum(exact.values()) > n + 1e-6 * max(n, 1):
+        raise InputError(f"{asked} are more than the {n} crystals there are")
+    # Cumulative rounding: 0.8, 0.1, 0.1 of 11 are 9, 1, 1, not 9, 1, 1 and one left over.
+    sizes = {part: round(value) for part, value in exact.items()}
+    total = round(sum(exact.values()))
+    shares = [part for part, value in wanted.items() if isinstance(value, (float, np.floating)) and value > 0]
+    if shares:
+        largest = max(shares, key=lambda part: exact[part])
+        sizes[largest] += total - sum(sizes.values())
+    if sizes["train"] < 1:
+        raise InputError(f"{asked} of {n} crystals leave nothing to train on")
+    return sizes
+
+
+def _groups(n: int, groups: Sequence[Hashable]) -> list[np.ndarray]:
+    if len(groups) != n:
+        raise InputError(f"{len(groups)} group labels for {n} crystals: one each was expected")
+    members: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(groups):
+        members.setdefault(label, []).append(row)
+    return [np.array(rows, np.int64) for rows in members.values()]
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,338 @@
+"""The training loop and its pure steps; it knows nothing of transfer."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from tlcgcnn_jax import losses
+from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
+from tlcgcnn_jax.checkpoint import Checkpoints
+from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
+from tlcgcnn_jax.dataset import CrystalDataset
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.model import CGCNN, Variables, init_variables
+from tlcgcnn_jax.optim import ALL, Rates, frozen_modules, learning_rate, make_optimizer, rate_tree
+from tlcgcnn_jax.splits import Split
+
+STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a compiled training step depends on; runs that agree in it share the compilation.
+
+    Attributes:
+        model: The network.
+        targets: What its outputs mean.
+        config: Training settings; only those that `static` keeps matter.
+        rates: Learning-rate multipliers by pattern; 0 freezes.
+        frozen: Modules whose batch norm keeps to its running statistics.
+    """
+
+    model: CGCNN
+    targets: tuple[Target, ...]
+    config: TrainConfig
+    rates: Rates = ALL
+    frozen: tuple[str, ...] = ()
+
+    def static(self) -> "Program":
+        """The same program for every seed, learning rate and length."""
+        blank = TrainConfig()
+        kept = replace(
+            self.config, seed=blank.seed, epochs=blank.epochs, learning_rate=blank.learning_rate,
+            batch_size=blank.batch_size, patience=blank.patience,
+        )  # fmt: skip
+        return replace(self, config=kept)
+
+
+class TrainState(NamedTuple):
+    """Everything that changes while training."""
+
+    step: Array  # int32, updates made
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+class Hyper(NamedTuple):
+    """The settings of one run that the compiled program takes as numbers."""
+
+    learning_rate: Array  # highest
+    total: Array  # int32, updates of the whole run
+    seed: Array  # uint32, of dropout
+
+
+def init_state(program: Program, variables: Variables) -> TrainState:
+    """A state at update 0; `variables` are copied, since the steps give up their input's memory."""
+    params = jax.tree.map(jnp.array, variables["params"])
+    stats = jax.tree.map(jnp.array, variables["batch_stats"])
+    optimizer = make_optimizer(program.config, program.rates)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+
+def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
+    """One update.
+
+    Args:
+        program: Static settings.
+        state: Before.
+        batch: Padded graphs and normalised labels.
+        hyper: Numbers of this run.
+
+    Returns:
+        The state after, and {"loss": sum over labels, "count": labels, "gradient": norm of the trained gradients}.
+    """
+    config, model = program.config, program.model
+    multipliers = rate_tree(state.params, program.rates)
+    dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+
+    def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        # Frozen leaves are constants: their backward pass is not even traced.
+        params = jax.tree.map(lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf), params, multipliers)
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats}, batch.graph, True, program.frozen,
+            mutable=["batch_stats"], rngs={"dropout": dropout},
+        )  # fmt: skip
+        total, count = losses.loss_sum(outputs, batch.labels, program.targets, config.loss)
+        return total / jnp.maximum(count, 1.0), (updated["batch_stats"], total, count)
+
+    (_, (batch_stats, total, count)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = make_optimizer(config, program.rates).update(gradients, state.opt_state, state.params)
+    rate = learning_rate(config, state.step, hyper.total, hyper.learning_rate)
+    # Adding zero would turn -0.0 into 0.0: frozen leaves are passed on and not added to.
+    params = jax.tree.map(
+        lambda leaf, update, trained: leaf + rate * update if trained else leaf, state.params, updates, multipliers
+    )
+    trained = [g for g, m in zip(jax.tree.leaves(gradients), jax.tree.leaves(multipliers), strict=True) if m]
+    metrics = {"loss": total, "count": count, "gradient": optax.global_norm(trained)}
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+
+def eval_step(model: CGCNN, variables: Variables, batch: Batch) -> Array:
+    """Outputs of a padded batch with running statistics, [n_graph, outputs]."""
+    return model.apply(variables, batch.graph, False)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_scan(program: Program, state: TrainState, batches: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
+    """`train_step` over stacked batches in one program; batches without a crystal are skipped."""
+
+    def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        none = {name: jnp.zeros(()) for name in ("loss", "count", "gradient")}
+        return jax.lax.cond(
+            batch.graph.n_node[0] > 0,
+            lambda: train_step(program, state, batch, hyper),
+            lambda: (state, none),
+        )
+
+    return jax.lax.scan(body, state, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_scan(model: CGCNN, variables: Variables, batches: Batch) -> Array:
+    """`eval_step` over stacked batches, [n_batch, n_graph, outputs]."""
+
+    def body(carry: None, batch: Batch) -> tuple[None, Array]:
+        shape = (batch.labels.shape[0], model.outputs)
+        return carry, jax.lax.cond(
+            batch.graph.n_node[0] > 0, lambda: eval_step(model, variables, batch), lambda: jnp.zeros(shape)
+        )
+
+    return jax.lax.scan(body, None, batches)[1]
+
+
+def network_outputs(
+    model: CGCNN, variables: Variables, dataset: CrystalDataset, batch_size: int = 128, budget: PadBudget | None = None
+) -> np.ndarray:
+    """Outputs of the network for every crystal of a dataset, in its order.
+
+    Args:
+        model: The network.
+        variables: {"params", "batch_stats"}.
+        dataset: Packed crystals; labels are not looked at.
+        batch_size: Crystals in a batch, on average.
+        budget: A shape to share with earlier calls, instead of one made from this dataset's sizes.
+
+    Returns:
+        float32 [len(dataset), outputs].
+    """
+    out = np.zeros((len(dataset), model.outputs), np.float32)
+    if not len(dataset):
+        return out
+    budget = budget or pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
+    plan = batch_plan(dataset.n_atom, dataset.n_row, budget)
+    no_labels = np.zeros((len(dataset), 0), np.float32)
+    results = (outputs for stack in _stacks(dataset, no_labels, plan, budget)
+               for outputs in np.asarray(eval_scan(model, variables, stack)))  # fmt: skip
+    for rows, outputs in zip(plan, results, strict=False):
+        out[rows] = outputs[: len(rows)]
+    return out
+
+
+@dataclass
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        variables: Best {"params", "batch_stats"} by validation score (the last ones where nothing is held out).
+        normaliser: Fitted on the training rows.
+        history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate, seconds.
+        best_epoch: Counted from 1.
+        last: Variables after the last epoch.
+    """
+
+    variables: Variables
+    normaliser: Normaliser
+    history: list[dict[str, float]]
+    best_epoch: int
+    last: Variables
+
+
+def train(
+    dataset: CrystalDataset,
+    split: Split,
+    targets: Sequence[Target],
+    model_config: ModelConfig = ModelConfig(),
+    config: TrainConfig = TrainConfig(),
+    *,
+    variables: Variables | None = None,
+    rates: Rates = ALL,
+    frozen: tuple[str, ...] | None = None,
+    normaliser: Normaliser | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> Trained:
+    """Train a network on the training rows of a split, and keep what did best on its validation rows.
+
+    Args:
+        dataset: Packed crystals with the targets' columns.
+        split: Row numbers; the test rows are not touched.
+        targets: What to learn, in the order of the dataset's columns.
+        model_config: Sizes of the network.
+        config: How to train.
+        variables: Start from these instead of fresh weights.
+        rates: Learning-rate multipliers by pattern; 0 freezes.
+        frozen: Modules whose batch norm keeps to its running statistics; default: those of which nothing is trained.
+        normaliser: Of the targets; default: fitted on the training rows.
+        checkpoints: Where to keep the state after every epoch, and to go on from where it holds one.
+        on_epoch: Called with every row of the history.
+
+    Raises:
+        InputError: No training label, or patterns that do not cover the parameters.
+    """
+    targets = tuple(targets)
+    if tuple(target.name for target in targets) != tuple(dataset.target_names):
+        raise InputError(f"the dataset holds the targets {dataset.target_names}, asked for {[t.name for t in targets]}")
+    normaliser = normaliser or losses.fit_normaliser(dataset.targets[split.train], targets)
+    labels = losses.normalise(np.asarray(dataset.targets), targets, normaliser)
+    rows = split.train[np.isfinite(labels[split.train]).any(1)]
+    train_set, val_set = dataset.select(rows), dataset.select(split.val)
+    budget = pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, len(rows)), dataset.graph.places)
+    model = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
+    if variables is None:
+        variables = init_variables(model, example_graph(dataset), config.seed)
+    if frozen is None:
+        frozen = frozen_modules(variables["params"], rates)
+    program = Program(model, targets, config, rates, frozen).static()
+    state = init_state(program, variables)
+
+    def plan(epoch: int) -> list[np.ndarray]:
+        return batch_plan(train_set.n_atom, train_set.n_row, budget, config.seed, epoch)
+
+    def stacks(epoch: int) -> list[Batch]:
+        return list(_stacks(train_set, labels[rows], plan(epoch), budget))
+
+    # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
+    hyper = Hyper(
+        jnp.float32(config.learning_rate), jnp.int32(config.epochs * len(plan(0))), jnp.uint32(config.seed % 2**32)
+    )
+    best, history = {"params": state.params, "batch_stats": state.batch_stats}, []
+    best_score, best_epoch, start = math.inf, 0, 0
+    if checkpoints and (saved := checkpoints.restore({"state": state, "best": best})):
+        state, best, meta = saved["tree"]["state"], saved["tree"]["best"], saved["meta"]
+        history, best_score, best_epoch, start = meta["history"], meta["best_score"], meta["best_epoch"], meta["epoch"]
+    best = jax.tree.map(jnp.array, best)  # a copy: the state's own memory is given up by the next scan
+
+    for epoch, parts in _prefetch(stacks, start, config.epochs):
+        if config.patience is not None and epoch - best_epoch >= config.patience and len(split.val):
+            break
+        began, sums = time.perf_counter(), {"loss": 0.0, "count": 0.0, "gradient": 0.0, "batches": 0.0}
+        for stacked in parts:
+            state, metrics = train_scan(program, state, stacked, hyper)
+            used = np.asarray(metrics["count"]) > 0
+            sums["batches"] += used.sum()
+            for name, values in metrics.items():
+                sums[name] += float(np.asarray(values, np.float64).sum())
+        train_loss = sums["loss"] / max(sums["count"], 1.0)
+        if not math.isfinite(train_loss):
+            raise InputError(
+                f"the training loss is not a number in epoch {epoch + 1}: lower the learning rate "
+                f"(now {config.learning_rate:g}) or look for extreme labels"
+            )
+        now = {"params": state.params, "batch_stats": state.batch_stats}
+        trained = time.perf_counter() - began
+        val_score = losses.score(
+            network_outputs(model, now, val_set, budget=budget), labels[split.val], targets
+        ) if len(split.val) else float("nan")  # fmt: skip
+        # Without validation labels the last weights are the best there are.
+        if not val_score >= best_score:
+            best_score = val_score if math.isfinite(val_score) else math.inf
+            best, best_epoch = jax.tree.map(jnp.array, now), epoch + 1
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_score": val_score,
+                "gradient": sums["gradient"] / max(sums["batches"], 1.0),
+                "learning_rate": float(learning_rate(config, state.step, hyper.total, hyper.learning_rate)),
+                "crystals_per_second": len(rows) / trained,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        if checkpoints:
+            meta = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch, "history": history}
+            checkpoints.save(epoch + 1, {"state": state, "best": best}, meta)
+        if on_epoch:
+            on_epoch(history[-1])
+    last = {"params": state.params, "batch_stats": state.batch_stats}
+    return Trained(jax.device_get(best), normaliser, history, best_epoch, jax.device_get(last))
+
+
+def example_graph(dataset: CrystalDataset) -> Any:
+    """One small padded batch of the dataset's layout, for shapes."""
+    smallest = np.array([int(np.argmin(dataset.n_atom))])
+    one = dataset.select(smallest)
+    budget = pad_budget(one.n_atom, one.n_row, 1, dataset.graph.places)
+    stacked = stack_batches(one, np.zeros((1, 0), np.float32), [np.array([0])], budget)
+    return jax.tree.map(lambda leaf: leaf[0], stacked.graph)
+
+
+def _stacks(
+    dataset: CrystalDataset, labels: np.ndarray, plan: list[np.ndarray], budget: PadBudget
+) -> Iterator[Batch]:
+    """The batches of a plan on the device, in as few stacks of one length as memory allows: mostly one."""
+    limit = max(1, STACK_BYTES // (16 * budget.n_row * budget.places))
+    length = stack_length(len(plan)) if len(plan) <= limit else limit
+    for first in range(0, len(plan), length):
+        yield jax.device_put(stack_batches(dataset, labels, plan[first : first + length], budget, length))
+
+
+def _prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """(epoch, what `make` gave for it), the next one being made in a thread while the caller works."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(make, start) if start < stop else None
+        for epoch in range(start, stop):
+            ready = pending.result()
+            pending = pool.submit(make, epoch + 1) if epoch + 1 < stop else None
+            yield epoch, ready
