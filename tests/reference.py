@@ -59,9 +59,7 @@ def unpack(graph: Any) -> tuple[list[int], list[list[tuple[int, float, float]]]]
     """A `tlcgcnn_jax.graphs.Graph` without its empty places, in the form that `crystals` takes."""
     neighbours: list[list[tuple[int, float, float]]] = [[] for _ in graph.atomic_numbers]
     for row, receiver in enumerate(graph.receivers):
-        for sender, distance, weight in zip(
-            graph.senders[row], graph.distances[row], graph.weights[row], strict=True
-        ):
+        for sender, distance, weight in zip(graph.senders[row], graph.distances[row], graph.weights[row], strict=True):
             if weight > 0:
                 neighbours[receiver].append((int(sender), float(distance), float(weight)))
     return [int(number) for number in graph.atomic_numbers], neighbours

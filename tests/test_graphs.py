@@ -1,8 +1,8 @@
 """Neighbours are those of a brute-force search and of the original code; bad geometry is refused with its site."""
 
+import gzip
 import itertools
 import json
-import gzip
 import time
 
 import numpy as np
@@ -41,7 +41,9 @@ def all_neighbours(crystal: Crystal, cutoff: float) -> list[list[tuple[float, in
 def edges_of(graph: Graph, atom: int) -> list[tuple[float, int, float]]:
     """(distance, sender, weight) of the places in use."""
     rows = graph.receivers == atom
-    places = zip(*(array[rows].ravel().tolist() for array in (graph.distances, graph.senders, graph.weights)), strict=True)
+    places = zip(
+        *(array[rows].ravel().tolist() for array in (graph.distances, graph.senders, graph.weights)), strict=True
+    )
     return [place for place in places if place[2] > 0]
 
 
@@ -71,7 +73,11 @@ def expected_shell(neighbours: list[tuple[float, int]], k: int, tolerance: float
             id="layer in vacuum: the first radius is far off",
         ),
         pytest.param(
-            Crystal(np.diag([2.0, 9.0, 40.0]), np.arange(1, 5), np.array([[0.1, 0, 0], [0.2, 0.5, 0], [0, 0, 0.5], [0, 0, 0.54]])),
+            Crystal(
+                np.diag([2.0, 9.0, 40.0]),
+                np.arange(1, 5),
+                np.array([[0.1, 0, 0], [0.2, 0.5, 0], [0, 0, 0.5], [0, 0, 0.54]]),
+            ),
             GraphConfig(neighbours=20),
             id="atoms in surroundings of different density",
         ),
@@ -117,7 +123,9 @@ def test_layout() -> None:
 
 def test_known_crystal() -> None:
     """Rock salt: 6 unlike neighbours at a/2, and 6 of the 12 like ones at a/sqrt(2)."""
-    frac = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
+    frac = np.array(
+        [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
+    )
     salt = Crystal(np.eye(3) * 5.64, np.array([11] * 4 + [17] * 4), frac)
     graph = build_graph(salt)
     for atom in range(8):
@@ -162,16 +170,22 @@ CUBE = Crystal(np.eye(3) * 4.0, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0
     [
         pytest.param(CUBE._replace(lattice=np.eye(3) * 20.0), ["site 1 (Cs)", "8 Å", "cutoff"], id="no neighbour"),
         pytest.param(
-            CUBE._replace(frac_coords=np.array([[0, 0, 0], [0.999, 0, 1.0]])), ["site 1 (Cs)", "site 2 (Cl)", "0.4"], id="close"
+            CUBE._replace(frac_coords=np.array([[0, 0, 0], [0.999, 0, 1.0]])),
+            ["site 1 (Cs)", "site 2 (Cl)", "0.4"],
+            id="close",
         ),
         pytest.param(CUBE._replace(frac_coords=np.zeros((2, 3))), ["site 1 (Cs)", "site 2 (Cl)"], id="on top"),
         pytest.param(CUBE._replace(lattice=np.diag([0.3, 4, 4])), ["periodic image"], id="own image"),
         pytest.param(CUBE._replace(lattice=np.diag([4.0, 4, 0])), ["no volume"], id="zero vector"),
         pytest.param(CUBE._replace(lattice=np.array([[4.0, 0, 0], [0, 4, 0], [4, 4, 0]])), ["no volume"], id="flat"),
         pytest.param(CUBE._replace(lattice=np.diag([4.0, 4, np.nan])), ["lattice", "not finite"], id="NaN in lattice"),
-        pytest.param(CUBE._replace(lattice=np.diag([4.0, 4, np.inf])), ["lattice", "not finite"], id="infinite lattice"),
         pytest.param(
-            CUBE._replace(frac_coords=np.array([[0, 0, 0], [0, np.nan, 0]])), ["site 2", "not finite"], id="NaN coordinate"
+            CUBE._replace(lattice=np.diag([4.0, 4, np.inf])), ["lattice", "not finite"], id="infinite lattice"
+        ),
+        pytest.param(
+            CUBE._replace(frac_coords=np.array([[0, 0, 0], [0, np.nan, 0]])),
+            ["site 2", "not finite"],
+            id="NaN coordinate",
         ),
         pytest.param(CUBE._replace(atomic_numbers=np.array([55, 101])), ["101"], id="beyond the table"),
         pytest.param(CUBE._replace(frac_coords=np.zeros((3, 3))), ["(3, 3)", "2 species"], id="shapes"),
@@ -210,7 +224,8 @@ def original_neighbours(record: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("mp_crysxpp", 330), ("perov_5", 200), ("carbon_24", 150), pytest.param("mp_crysxpp", 33, marks=pytest.mark.slow)]
+    ("name", "step"),
+    [("mp_crysxpp", 330), ("perov_5", 200), ("carbon_24", 150), pytest.param("mp_crysxpp", 33, marks=pytest.mark.slow)],
 )
 def test_same_neighbours_in_the_order_of_the_original(shared_data, name: str, step: int) -> None:
     for record, crystal in real_crystals(shared_data, step, name):

@@ -4,6 +4,9 @@ import json
 import pickle
 import sys
 
+import jax
+import jax.numpy as jnp
+import jraph
 import numpy as np
 import pytest
 
@@ -57,16 +60,10 @@ def test_sizes_names_and_values(tmp_path):
 
 def test_tree_is_that_of_the_network(tmp_path):
     """Every leaf that the network asks for is there with its shape, and no other."""
-    import jax
-    import jraph
-
     model = import_cgcnn(write(tmp_path))
-    graph = jraph.GraphsTuple(
-        nodes={"atomic_number": np.zeros(2, np.int32)},
-        edges={"distance": np.ones(8, np.float32), "weight": np.ones(8, np.float32)},
-        senders=np.zeros(8, np.int32), receivers=np.zeros(8, np.int32), globals=None,
-        n_node=np.array([1, 1]), n_edge=np.array([4, 4]),
-    )  # fmt: skip
+    zeros, ones, pair = jnp.zeros(8, jnp.int32), jnp.ones(8), jnp.array([1, 1])
+    nodes, edges = {"atomic_number": zeros[:2]}, {"distance": ones, "weight": ones}
+    graph = jraph.GraphsTuple(nodes, edges, zeros, zeros, None, pair, 4 * pair)
     expected = jax.eval_shape(model.network.init, jax.random.key(0), graph)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), dict(expected))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.members[0]) == shapes
@@ -76,7 +73,9 @@ def test_counters_and_prefixes_of_other_versions_are_understood(tmp_path):
     """Newer torch counts batches, and training on several GPUs puts a prefix before every name."""
     tensors = make_tensors()
     other = {f"module.{name}": array for name, array in tensors.items()}
-    other |= {f"module.convs.{layer}.{norm}.num_batches_tracked": np.array(9) for layer in (0, 1) for norm in ("bn1", "bn2")}
+    other |= {
+        f"module.convs.{layer}.{norm}.num_batches_tracked": np.array(9) for layer in (0, 1) for norm in ("bn1", "bn2")
+    }
     loaded = import_cgcnn(write(tmp_path, other)).members[0]["params"]
     np.testing.assert_array_equal(loaded["embedding"]["bias"], tensors["embedding.bias"])
     assert set(load_torch_tensors(tmp_path / "network.npz")) > set(tensors)
@@ -100,16 +99,26 @@ BAD = {
         {},
         [r"- convs\.0\.fc_full\.weight \[6, 47\]", r"\+ convs\.1\.fc_full\.weight \[6, 47\]"],
     ),
-    "left-over tensor": (make_tensors() | {"attention.weight": np.ones((2, 2))}, {}, [r"\+ attention\.weight \[2, 2\]"]),
+    "left-over tensor": (
+        make_tensors() | {"attention.weight": np.ones((2, 2))},
+        {},
+        [r"\+ attention\.weight \[2, 2\]"],
+    ),
     "other shape": (
         make_tensors() | {"convs.0.fc_full.weight": np.ones((6, 40))},
         {},
         [r"- convs\.0\.fc_full\.weight \[6, 47\]", r"\+ convs\.0\.fc_full\.weight \[6, 40\]"],
     ),
     "other atom features": (
-        make_tensors() | {"embedding.weight": np.ones((3, 100))}, {}, ["92 atom features", r"\+ embedding\.weight \[3, 100\]"],
+        make_tensors() | {"embedding.weight": np.ones((3, 100))},
+        {},
+        ["92 atom features", r"\+ embedding\.weight \[3, 100\]"],
     ),
-    "no network at all": ({"layer1.weight": np.ones((4, 4))}, {}, [r"- embedding\.weight", r"\+ layer1\.weight \[4, 4\]"]),
+    "no network at all": (
+        {"layer1.weight": np.ones((4, 4))},
+        {},
+        [r"- embedding\.weight", r"\+ layer1\.weight \[4, 4\]"],
+    ),
     "value that is not finite": (make_tensors() | {"fc_out.bias": np.array([np.nan])}, {}, [r"! fc_out\.bias"]),
     "text": (make_tensors() | {"fc_out.bias": np.array(["a"])}, {}, ["fc_out.bias is of type"]),
     "no normaliser": (None, {"normalizer": None}, ['"normalizer" is None']),
@@ -117,9 +126,13 @@ BAD = {
     "normaliser with more": (None, {"normalizer": NORMALIZER | {"right_skewed": True}}, ["right_skewed"]),
     "other settings": (None, {"args": ARGS | {"n_conv": 4}}, ["n_conv = 4, its tensors 2"]),
     "unknown task": (None, {"args": ARGS | {"task": "ranking"}}, ["'ranking'"]),
-    "task against outputs": (None, {"args": ARGS | {"task": "classification"}}, ["classification, and it has 1 outputs"]),
-    "settings of another kind": (None, {"args": "none"}, ["args"]),
-}  # fmt: skip
+    "task against outputs": (
+        None,
+        {"args": ARGS | {"task": "classification"}},
+        ["classification, and it has 1 outputs"],
+    ),
+    "settings of another kind": (None, {"args": "none"}, ["\"args\" is 'none'"]),
+}
 
 
 @pytest.mark.parametrize(("tensors", "settings", "messages"), BAD.values(), ids=BAD)
@@ -162,7 +175,7 @@ def test_arrays_cut_short(tmp_path, share):
 
 @pytest.mark.parametrize("name", ["absent.npz", "absent.pth.tar"])
 def test_no_such_file(tmp_path, name):
-    with pytest.raises(InputError, match="absent"):
+    with pytest.raises(InputError, match=r"absent\..*no such file"):
         import_cgcnn(tmp_path / name)
 
 
@@ -202,7 +215,8 @@ class TestPickles:
             assert model.normaliser.mean == arrays.normaliser.mean
             assert model.notes["best_validation"] == 0.25
             np.testing.assert_array_equal(
-                model.members[0]["params"]["conv_0"]["edge_kernel"], arrays.members[0]["params"]["conv_0"]["edge_kernel"]
+                model.members[0]["params"]["conv_0"]["edge_kernel"],
+                arrays.members[0]["params"]["conv_0"]["edge_kernel"],
             )
         assert dictionary.targets[0].name == "a"
 

@@ -6,6 +6,7 @@ of the spread of the predictions.
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,8 +62,6 @@ def test_cif_folders(shared_data, folder, name):
 
 def test_padding_and_layout_change_nothing(shared_data, tmp_path):
     """The same predictions from batches of one crystal, and from rows of another length."""
-    from dataclasses import replace
-
     oracle = json.loads((shared_data / "oracles/cgcnn_short_rows.json").read_text())
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in oracle["records"]))
@@ -95,7 +94,9 @@ def test_pickle_and_arrays_give_one_model(shared_data, name):
 
 
 def test_imported_model_is_a_bundle(shared_data, tmp_path):
-    model = import_cgcnn(shared_data / "checkpoints/official/mp_bulk_modulus.npz", name="k_vrh", unit="GPa", transform="log10")
+    model = import_cgcnn(
+        shared_data / "checkpoints/official/mp_bulk_modulus.npz", name="k_vrh", unit="GPa", transform="log10"
+    )
     again = load_bundle(model.save(tmp_path / "model"))
     assert again.targets == model.targets and again.graph == model.graph and again.model == model.model
     for leaf, array in flatten(model.members[0]).items():
@@ -103,4 +104,6 @@ def test_imported_model_is_a_bundle(shared_data, tmp_path):
     record = json.loads((shared_data / "oracles/cgcnn_official.json").read_text())
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps(record["records"][0]) + "\n")
-    assert predict(again, path).values[0, 0] == pytest.approx(10 ** record["predictions"]["mp_bulk_modulus"][0], rel=1e-5)
+    assert predict(again, path).values[0, 0] == pytest.approx(
+        10 ** record["predictions"]["mp_bulk_modulus"][0], rel=1e-5
+    )

@@ -80,9 +80,7 @@ def one_step(graph, targets, loss, frozen, budget=None):
     records = [Record(f"crystal-{i}", crystal, {}) for i, crystal in enumerate(found)]
     dataset = build_dataset(records, graph=graph)
     assert dataset.ids == [record.id for record in records]
-    config = TrainConfig(
-        optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0, loss=loss
-    )
+    config = TrainConfig(optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0, loss=loss)
     network = CGCNN(SIZES, sum(target.outputs for target in targets), graph.places)
     variables = variables_for(network.outputs)
     program = Program(network, targets, config, frozen=frozen)

@@ -1,5 +1,6 @@
 """The NumPy reference is right itself: its derivatives against differences, its numbers against the original's."""
 
+import functools
 import json
 
 import numpy as np
@@ -64,13 +65,10 @@ CLASSES = np.array([[1.0], [np.nan], [0.0]])
 
 
 @pytest.mark.parametrize("frozen", [(), ("conv_0",)], ids=["trained", "first convolution frozen"])
-@pytest.mark.parametrize(
-    ("loss", "targets"), [("mae", REGRESSION), ("mse", REGRESSION), ("cross_entropy", CLASSES)]
-)
+@pytest.mark.parametrize(("loss", "targets"), [("mae", REGRESSION), ("mse", REGRESSION), ("cross_entropy", CLASSES)])
 def test_gradients_are_those_of_differences(network, batch, loss, targets, frozen):
     options = {"loss": loss, "frozen": frozen, "step": STEP, "last": LAST}
     gradients = reference.training_step(network, batch, targets, **options).gradients
-    used = set(batch.atomic_numbers)
 
     def check(tree, gradient):
         assert tree.keys() == gradient.keys()
@@ -89,15 +87,13 @@ def test_gradients_are_those_of_differences(network, batch, loss, targets, froze
                 difference = (values[0] - values[1]) / (2 * step)
                 assert gradient[name].reshape(-1)[index] == pytest.approx(difference, rel=1e-5, abs=1e-8), name
 
-    assert len(used) == 5
     check(network["params"], gradients)
 
 
 def test_running_statistics_are_torchs(network, batch):
     """Weighted mean and unbiased variance enter with a share of 0.1; frozen ones stay."""
-    options = {"step": STEP, "last": LAST}
-    after = reference.training_step(network, batch, REGRESSION, **options).batch_stats
-    frozen = reference.training_step(network, batch, REGRESSION, frozen=("conv_0",), **options).batch_stats
+    step = functools.partial(reference.training_step, network, batch, REGRESSION, step=STEP, last=LAST)
+    after, frozen = step().batch_stats, step(frozen=("conv_0",)).batch_stats
     before, params = network["batch_stats"], network["params"]["conv_0"]
     features = reference.feature_table()[batch.atomic_numbers]
     atoms = features @ network["params"]["embedding"]["kernel"] + network["params"]["embedding"]["bias"]
@@ -120,9 +116,7 @@ def test_running_statistics_are_torchs(network, batch):
 
 
 def test_forward_is_the_evaluation_mode(network, batch):
-    everything = reference.training_step(
-        network, batch, REGRESSION, frozen=("conv_0", "conv_1"), step=STEP, last=LAST
-    )
+    everything = reference.training_step(network, batch, REGRESSION, frozen=("conv_0", "conv_1"), step=STEP, last=LAST)
     outputs = reference.forward(network, batch, step=STEP, last=LAST)
     np.testing.assert_array_equal(everything.outputs, outputs)
 

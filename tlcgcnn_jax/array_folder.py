@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ class FolderWriter:
     Args:
         path: The folder to make; an array folder that is there is replaced, anything else is refused.
         arrays: Type and shape after the first axis of each array.
+        lists: Names of what `finish` will be given as lists.
 
     Raises:
         InputError: `path` is something else than an array folder, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, arrays: Mapping[str, tuple[type, tuple[int, ...]]]) -> None:
-        self.path, self._arrays = Path(path), arrays
-        check_free(self.path)
+    def __init__(
+        self, path: str | Path, arrays: Mapping[str, tuple[type, tuple[int, ...]]], lists: Collection[str] = ()
+    ) -> None:
+        self.path, self._arrays, self._names = Path(path), arrays, {*arrays, *lists}
+        check_free(self.path, self._names)
         self._folder = self.path.absolute().with_name(f".{self.path.absolute().name}.{os.getpid()}.partial")
         self._files: dict[str, _ArrayFile] = {}
 
@@ -85,7 +88,7 @@ class FolderWriter:
                 "lists": checksums,
             }
             (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            check_free(self.path)
+            check_free(self.path, self._names)
             old = self._folder.with_suffix(".old")
             with contextlib.suppress(FileNotFoundError):
                 self.path.rename(old)
@@ -148,12 +151,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_free(path: Path) -> None:
-    """Raise `InputError` if `path` holds something else than an array folder: it would be lost."""
+def check_free(path: Path, names: Collection[str] = ()) -> None:
+    """Raise `InputError` if `path` holds something else than an array folder: it would be lost.
+
+    Args:
+        path: The folder to make or to replace.
+        names: Names of its arrays and lists: a folder with no other files is ours even if its manifest is lost.
+    """
+    known = {MANIFEST, *(f"{name}{ending}" for name in names for ending in (".npy", ".json"))}
     try:
-        if not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
+        if not path.is_symlink() and not path.exists():
             return
-        if FORMAT in (path / MANIFEST).read_text():  # a damaged manifest of ours is ours too
+        if path.is_dir() and not path.is_symlink() and all(entry.name in known for entry in path.iterdir()):
+            return
+        if FORMAT in (path / MANIFEST).read_text():
             return
     except (OSError, UnicodeDecodeError):
         pass

@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 GRAPH = GraphConfig(cutoff=8.0, neighbours=12, ties="reference", legacy_padding=True)
 GAUSSIAN_STEP = 0.2  # Å
 
-# What the weights are for is set by these; the names on the left are those of the original's command line.
+# The original's names of the sizes, as on its command line, and ours.
 SIZES = {"atom_fea_len": "width", "n_conv": "convolutions", "h_fea_len": "head_width", "n_h": "head_layers"}
 
 
@@ -63,13 +63,9 @@ def import_cgcnn(
     """
     path = Path(checkpoint)
     read = _read(path)
-    sizes, outputs = _sizes(read, path)
+    sizes, outputs = _sizes(read.tensors)
     variables = variables_from_torch(read.tensors, sizes, outputs, str(path))
-    kind = read.args.get("task", "regression" if outputs == 1 else "classification")
-    if kind not in ("regression", "classification"):
-        raise InputError(f"{path}: its task is {kind!r}: regression or classification was expected")
-    if (kind == "regression") != (outputs == 1):
-        raise InputError(f"{path}: its task is {kind}, and it has {outputs} outputs: 1 belongs to regression alone")
+    kind = _kind(read.args, sizes, outputs, path)
     name = re.sub(r"(\.pth)?\.(tar|npz|pth|pt)$", "", path.name) if name is None else name
     target = Target(name, unit, kind, max(outputs, 2), transform)
     # The original leaves the classes alone (mean 0, std 1).
@@ -185,34 +181,40 @@ def _account(tensors: Tensors, expected: Shapes, where: str) -> None:
         )
 
 
-def _sizes(read: Checkpoint, path: Path) -> tuple[ModelConfig, int]:
-    """Sizes of the network and its number of outputs, from the tensors; the training settings must agree."""
-    tensors = read.tensors
+def _sizes(tensors: Tensors) -> tuple[ModelConfig, int]:
+    """Sizes of the network and its number of outputs, as far as the tensors tell; the original's where they do not."""
 
     def rows(key: str, otherwise: int) -> int:
         return tensors[key].shape[0] if key in tensors and tensors[key].ndim else otherwise
 
     def count(prefix: str) -> int:
-        found = {match[1] for key in tensors if (match := re.match(rf"{prefix}\.(\d+)\.", key))}
-        return len(found)
+        return len({match[1] for key in tensors if (match := re.match(rf"{prefix}\.(\d+)\.", key))})
 
     sizes = ModelConfig(
         width=rows("embedding.weight", 64),
         convolutions=count("convs") or 4,
-        head_width=rows("conv_to_fc.weight", 128),
+        head_width=rows("conv_to_fc.weight", 32),
         head_layers=1 + count("fcs"),
         gaussian_step=GAUSSIAN_STEP,
         gaussian_max=GRAPH.cutoff,
     )
-    outputs = rows("fc_out.weight", 1)
-    _account(tensors, _expected(sizes, outputs), str(path))
+    return sizes, rows("fc_out.weight", 1)
+
+
+def _kind(args: dict[str, Any], sizes: ModelConfig, outputs: int, path: Path) -> str:
+    """Regression or classification; the settings of the training run must agree with the tensors."""
     for theirs, ours in SIZES.items():
-        if theirs in read.args and read.args[theirs] != getattr(sizes, ours):
+        if theirs in args and args[theirs] != getattr(sizes, ours):
             raise InputError(
-                f"{path}: its settings say {theirs} = {read.args[theirs]}, its tensors {getattr(sizes, ours)}:"
-                " they are not from the same network"
+                f"{path}: its settings say {theirs} = {args[theirs]}, its tensors {getattr(sizes, ours)}: they are not"
+                " from the same network"
             )
-    return sizes, outputs
+    kind = args.get("task", "regression" if outputs == 1 else "classification")
+    if kind not in ("regression", "classification"):
+        raise InputError(f"{path}: its task is {kind!r}: regression or classification was expected")
+    if (kind == "regression") != (outputs == 1):
+        raise InputError(f"{path}: its task is {kind}, and it has {outputs} outputs: 1 belongs to regression alone")
+    return kind
 
 
 def _read(path: Path) -> Checkpoint:
@@ -249,21 +251,29 @@ def _read(path: Path) -> Checkpoint:
     if skewed:
         raise InputError(f"{path}: its normalizer has {', '.join(skewed)}, which this package does not know")
     best = content.get("best_mae_error", content.get("best_metric"))
-    notes = {"epoch": content.get("epoch"), "best_validation": best}
-    return Checkpoint(tensors, args, mean, std, {k: float(v) for k, v in notes.items() if v is not None})
+    notes = {"epoch": int(content["epoch"])} if content.get("epoch") is not None else {}
+    notes |= {"best_validation": float(best)} if best is not None else {}
+    return Checkpoint(tensors, args, mean, std, notes)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; a .pth.tar or .npz checkpoint was expected")
 
 
 def _load_npz(path: Path) -> Tensors:
+    _check_file(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _clean({key: archive[key] for key in archive.files}, path)
     except InputError:
         raise
     except Exception as error:  # a broken archive raises whatever zipfile, zlib or NumPy first stumble upon
-        raise InputError(f"{path}: cannot be read as an .npz of tensors: {error or type(error).__name__}") from error
+        raise InputError(f"{path}: cannot be read as an .npz of tensors: {type(error).__name__}: {error}") from error
 
 
 def _load_torch(path: Path) -> Any:
+    _check_file(path)
     try:
         import torch
     except ImportError as error:
@@ -271,8 +281,6 @@ def _load_torch(path: Path) -> Any:
             f'{path}: reading a PyTorch checkpoint needs PyTorch: pip install "tlcgcnn_jax[torch]", or give the'
             " tensors as .npz with their settings in a .json beside it"
         ) from error
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
     # Plain values that checkpoints of the original carry: its settings, and a validation score that NumPy computed
     # (under the name that NumPy 1 gave it).
     allowed = [
@@ -292,7 +300,7 @@ def _load_torch(path: Path) -> Any:
         shown = next((line.strip() for line in reason if "Unsupported" in line), reason[0] if reason else "")
         raise InputError(
             f"{path}: cannot be read as a PyTorch checkpoint that holds weights and plain settings alone; it may be"
-            f" cut short, or something else. PyTorch says: {shown or type(error).__name__}"
+            f" cut short, or something else. PyTorch says: {type(error).__name__}: {shown}"
         ) from error
 
 

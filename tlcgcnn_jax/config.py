@@ -11,6 +11,11 @@ from tlcgcnn_jax.errors import InputError
 T = TypeVar("T")
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """How a crystal becomes a graph.
@@ -161,6 +166,9 @@ class TrainConfig:
         _require(self.patience is None or self.patience > 0, f"patience is {self.patience}: at least 1, or None")
 
 
+FINE_TUNING = TrainConfig(epochs=100, batch_size=32, learning_rate=2e-3)  # for hundreds of crystals, not thousands
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Settings as a dictionary that JSON can hold.
 
@@ -207,8 +215,3 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise InputError(f"{where} is {value!r}: {hint.__name__} was expected")
     return value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

@@ -219,7 +219,7 @@ def build_dataset(
     check_on_error(on_error)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     if out is not None:
-        check_free(Path(out))
+        check_free(Path(out), {*_ARRAYS, "crystals"})
     found = scan(source, targets=names, labels=labels, id_column=id_column, on_error=on_error)
     notes: tuple[str, ...] = ()
     if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
@@ -269,7 +269,8 @@ def _load_same(
 
 def _writer(path: str | Path, graph: GraphConfig, names: Sequence[str]) -> FolderWriter:
     tails = {"targets": (len(names),)} | dict.fromkeys(("senders", "distances", "weights"), (graph.places,))
-    return FolderWriter(path, {name: (dtype, tails.get(name, ())) for name, (dtype, _) in _ARRAYS.items()})
+    arrays = {name: (dtype, tails.get(name, ())) for name, (dtype, _) in _ARRAYS.items()}
+    return FolderWriter(path, arrays, lists=("crystals",))
 
 
 def _finish(

@@ -13,6 +13,9 @@ from tlcgcnn_jax.structures import Crystal
 
 CLOSEST = 0.4  # Å; two sites nearer than this are one site written twice, or a lattice in the wrong unit
 _SAME_SITE = 1e-8  # Å; pymatgen's tolerance for "the atom itself"
+# Å; images of one sender nearer than this are one edge. Far below the tolerance of ties: merging images is only
+# possible where the cell repeats few atoms, and must not show when a supercell keeps them apart.
+_SAME_DISTANCE = 1e-5
 _NOISE = 1e-6  # Å; equal distances differ by less than this from rounding
 _FIRST_RADIUS = 1.2  # times the radius that holds k + 1 atoms at the crystal's density: most searches end there
 _GROWTH = 1.3
@@ -68,7 +71,6 @@ class _Edges(NamedTuple):
     atom: np.ndarray  # [n_edge], receiver, counted over all crystals
     sender: np.ndarray  # [n_edge], counted from 0 in each crystal
     distance: np.ndarray  # [n_edge], Å
-    image: np.ndarray  # [n_edge, 3], cell of the sender; only for the order of the original, otherwise empty
 
 
 def build_graph(crystal: Crystal, config: GraphConfig = GraphConfig(), where: str = "") -> Graph:
@@ -115,9 +117,9 @@ def build_graphs(
     """
     wheres = wheres if len(wheres) else [""] * len(crystals)
     cells = _check(crystals, config, wheres)
-    edges = _nearest(cells, config, wheres)
+    edges, last = _nearest(cells, config, wheres)
     if config.ties == "shell":
-        edges, weight = _merge(*_share_last_shell(edges, cells, config), cells, config)
+        edges, weight = _merge(edges, _share_last_shell(edges, last, config), cells, config)
     else:
         edges = _first_k(edges, cells, config)
         if config.legacy_padding:
@@ -147,9 +149,8 @@ def _check(crystals: Sequence[Crystal], config: GraphConfig, wheres: Sequence[st
     volume = np.abs(np.linalg.det(lattice))
     flat = volume <= 1e-6 * np.prod(np.sqrt((lattice**2).sum(axis=2)), axis=1)
     if flat.any():
-        raise InputError(
-            f"{_at(wheres[int(np.argmax(flat))])}the cell has no volume: its three vectors lie in one plane, or one is zero"
-        )
+        where = wheres[int(np.argmax(flat))]
+        raise InputError(f"{_at(where)}the cell has no volume: its three vectors lie in one plane, or one is zero")
     if not np.isfinite(frac).all():
         atom = int(np.argmin(np.isfinite(frac).all(axis=1)))
         site = atom - int(np.argmax(index == index[atom])) + 1
@@ -171,69 +172,67 @@ def _check(crystals: Sequence[Crystal], config: GraphConfig, wheres: Sequence[st
     return _Cells(lattice, coords, numbers, first, index, np.minimum(radius, config.cutoff))
 
 
-def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> _Edges:
-    """Every neighbour up to the distance of the k-th one plus the tolerance, ordered by atom and distance."""
-    k, keep_images = config.neighbours, config.ties == "reference"
-    tolerance = _NOISE if keep_images else _tolerance(config)
-    radius = cells.radius.copy()
-    atoms = np.arange(len(cells.coords))  # still to be searched, ascending
+def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple[_Edges, np.ndarray]:
+    """Every neighbour up to the distance of the k-th one plus the tolerance; and that distance, for each atom.
+
+    The edges of an atom are in the order in which the search found them. The distance is infinite for an atom with
+    fewer than k neighbours within the cutoff.
+    """
+    n, k, tolerance = len(cells.coords), config.neighbours, _tolerance(config)
+    # Which of equal distances the original meets first depends on the radius of its search: the full cutoff.
+    radius = cells.radius if config.ties == "shell" else np.full_like(cells.radius, config.cutoff)
+    atoms = np.arange(n)  # still to be searched, ascending
+    last = np.full(n, np.inf)
     parts: list[_Edges] = []
     while len(atoms):
-        edges = _search(cells, atoms, radius, keep_images)
+        edges = _search(cells, atoms, radius, k)
         _check_close(edges, cells, wheres)
         order = np.argsort(edges.atom * (2 * config.cutoff) + edges.distance)
-        edges = _Edges(*(array[order] for array in edges))
-        count = np.bincount(edges.atom, minlength=len(cells.coords))[atoms]
-        start = np.cumsum(count) - count
-        last = np.full(len(cells.coords), np.inf)  # distance of the k-th neighbour
+        count = np.bincount(edges.atom, minlength=n)
         full = count >= k
-        last[atoms[full]] = edges.distance[start[full] + k - 1]
-        reach = radius[cells.crystal[atoms]]
-        short = (last[atoms] + tolerance > reach) & (reach < config.cutoff)
-        done = edges.distance <= last[edges.atom] + tolerance
-        if short.any():
-            again = np.zeros(len(cells.coords), bool)
-            again[atoms[short]] = True
-            done &= ~again[edges.atom]
+        last[full] = edges.distance[order[(np.cumsum(count) - count)[full] + k - 1]]
+        short = (last + tolerance > radius[cells.crystal]) & (radius < config.cutoff)[cells.crystal]
+        last[short] = np.inf
+        done = (edges.distance <= last[edges.atom] + tolerance) & ~short[edges.atom]
         parts.append(_Edges(*(array[done] for array in edges)))
-        atoms = atoms[short]
+        atoms = atoms[short[atoms]]
         radius = np.minimum(radius * _GROWTH, config.cutoff)
     edges = parts[0]
     if len(parts) > 1:
         edges = _Edges(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    lonely = np.bincount(edges.atom, minlength=len(cells.coords)) == 0
+    lonely = np.bincount(edges.atom, minlength=n) == 0
     if lonely.any() and not config.legacy_padding:
         atom = int(np.argmax(lonely))
+        where = wheres[int(cells.crystal[atom])]
         raise InputError(
-            f"{_at(wheres[int(cells.crystal[atom])])}site {_site(cells, atom)} has no neighbour within {config.cutoff:g} Å: "
-            "raise the cutoff (a model only fits the cutoff it was trained with), or leave the crystal out"
+            f"{_at(where)}site {_site(cells, atom)} has no neighbour within {config.cutoff:g} Å: raise the cutoff "
+            "(a model only fits the cutoff that it was trained with), or leave the crystal out"
         )
-    return edges
+    return edges, last
 
 
-def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, keep_images: bool) -> _Edges:
-    """All neighbours of `atoms` within each crystal's radius."""
+def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, k: int) -> _Edges:
+    """The neighbours of `atoms` within each crystal's radius; far ones are dropped where k nearer ones are known."""
     find = _finder()
     whole = len(atoms) == len(cells.coords)
     bounds = cells.first if whole else np.searchsorted(atoms, cells.first)
-    crystals = np.flatnonzero(np.diff(bounds)).tolist()
-    first, bounds_list, radii = cells.first.tolist(), bounds.tolist(), radius.tolist()
+    crystals = np.flatnonzero(bounds[1:] > bounds[:-1]).tolist()
+    first, part, radii, first_radii = cells.first.tolist(), bounds.tolist(), radius.tolist(), cells.radius.tolist()
     found = []
     for i in crystals:
         coords = cells.coords[first[i] : first[i + 1]]
-        centres = coords if whole else cells.coords[atoms[bounds_list[i] : bounds_list[i + 1]]]
-        found.append(find(coords, centres, radii[i], _PERIODIC, cells.lattice[i], _SAME_SITE))
-    n_edge = [len(part[0]) for part in found]
-    centre = np.concatenate([part[0] for part in found]) + np.repeat(bounds[crystals], n_edge)
-    sender = np.concatenate([part[1] for part in found])
-    distance = np.concatenate([part[3] for part in found])
+        centres = coords if whole else cells.coords[atoms[part[i] : part[i + 1]]]
+        centre, sender, _, distance = find(coords, centres, radii[i], _PERIODIC, cells.lattice[i], _SAME_SITE)
+        if whole and radii[i] > first_radii[i]:
+            near = distance <= first_radii[i]
+            if np.bincount(centre[near], minlength=len(coords)).min() > k:  # one of them is the atom itself
+                centre, sender, distance = centre[near], sender[near], distance[near]
+        found.append((centre, sender, distance))
+    centre, sender, distance = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    centre += np.repeat(bounds[crystals], [len(arrays[0]) for arrays in found])
     atom = centre if whole else atoms[centre]
-    other = distance > _SAME_SITE
-    near = np.flatnonzero(~other)  # the atom itself, or another site on top of it
-    on_top = near[sender[near] != atom[near] - cells.first[cells.crystal[atom[near]]]]
-    other[on_top] = True
-    image = np.concatenate([part[2] for part in found])[other] if keep_images else np.empty(int(other.sum()), bool)
-    return _Edges(atom[other], sender[other], distance[other], image)
+    other = (distance > _SAME_SITE) | (sender != atom - cells.first[cells.crystal[atom]])
+    return _Edges(atom[other], sender[other], distance[other])
 
 
 def _check_close(edges: _Edges, cells: _Cells, wheres: Sequence[str]) -> None:
@@ -249,18 +248,13 @@ def _check_close(edges: _Edges, cells: _Cells, wheres: Sequence[str]) -> None:
     )
 
 
-def _share_last_shell(edges: _Edges, cells: _Cells, config: GraphConfig) -> tuple[_Edges, np.ndarray]:
+def _share_last_shell(edges: _Edges, last: np.ndarray, config: GraphConfig) -> np.ndarray:
     """Weight 1 for the neighbours inside the last shell; the places left are shared equally by that shell."""
-    n, k = len(cells.coords), config.neighbours
-    count = np.bincount(edges.atom, minlength=n)
-    order = np.argsort(edges.atom, kind="stable")  # already in order unless some searches were repeated
-    start = np.cumsum(count) - count
-    last = np.full(n, np.inf)
-    last[count >= k] = edges.distance[order[start[count >= k] + k - 1]]
     closer = edges.distance < (last - _tolerance(config))[edges.atom]
-    n_closer = np.bincount(edges.atom[closer], minlength=n)
-    share = (k - n_closer) / np.maximum(count - n_closer, 1)
-    return edges, np.where(closer, 1.0, share[edges.atom])
+    n_closer = np.bincount(edges.atom[closer], minlength=len(last))
+    n_shell = np.bincount(edges.atom, minlength=len(last)) - n_closer
+    share = (config.neighbours - n_closer) / np.maximum(n_shell, 1)
+    return np.where(closer, 1.0, share[edges.atom])
 
 
 def _merge(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig) -> tuple[_Edges, np.ndarray]:
@@ -269,70 +263,23 @@ def _merge(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig
     order = np.argsort(pair * (2 * config.cutoff) + edges.distance)
     pair, distance, weight = pair[order], edges.distance[order], weight[order]
     new = np.ones(len(pair), bool)
-    new[1:] = (pair[1:] != pair[:-1]) | (distance[1:] - distance[:-1] > _tolerance(config))
+    new[1:] = (pair[1:] != pair[:-1]) | (distance[1:] - distance[:-1] > _SAME_DISTANCE)
     start = np.flatnonzero(new)
     total = np.add.reduceat(weight, start)
     mean = np.add.reduceat(weight * distance, start) / total
     atom, sender = edges.atom[order][start], edges.sender[order][start]
     # float32 first, so that distances equal in the saved graph are ordered by sender
     order = np.argsort(atom * (2 * config.cutoff) + mean.astype(np.float32), kind="stable")
-    return _Edges(atom[order], sender[order], mean[order], edges.image[:0]), total[order]
+    return _Edges(atom[order], sender[order], mean[order]), total[order]
 
 
 def _first_k(edges: _Edges, cells: _Cells, config: GraphConfig) -> _Edges:
-    """The first k neighbours in the order in which the original code meets them.
-
-    The original sorts, stably, what pymatgen finds within the full cutoff, so that equal distances keep pymatgen's
-    order: by the cubes (of one cutoff's length) that it divides space into, and backwards by image and site in each.
-    """
-    order = np.lexsort((_search_order(edges, cells, config.cutoff), edges.distance, edges.atom))
+    """The first k neighbours of a stable sort of what the search found, as the original cuts them."""
+    order = np.lexsort((edges.distance, edges.atom))
     atom = edges.atom[order]
     count = np.bincount(atom, minlength=len(cells.coords))
-    start = np.cumsum(count) - count
-    order = order[np.arange(len(order)) - start[atom] < config.neighbours]
+    order = order[np.arange(len(order)) - (np.cumsum(count) - count)[atom] < config.neighbours]
     return _Edges(*(array[order] for array in edges))
-
-
-def _search_order(edges: _Edges, cells: _Cells, cutoff: float) -> np.ndarray:
-    """A number that orders the neighbours of one atom as pymatgen's search within `cutoff` returns them."""
-    # Each step is computed as pymatgen does, term by term: the last bit decides which image an atom on a face is.
-    lattice, coords = cells.lattice[cells.crystal], cells.coords
-    frac = _product(coords, _inverse(cells.lattice)[cells.crystal])
-    inside = frac % 1.0
-    in_cell = _product(inside, lattice)
-    lower = np.minimum.reduceat(coords, cells.first[:-1]) - cutoff - _SAME_SITE
-    crystal = cells.crystal[edges.atom]
-    sender = cells.first[crystal] + edges.sender
-    image = edges.image + (frac - inside)[sender]
-    position = _product(image, cells.lattice[crystal]) + in_cell[sender]
-    cube = np.floor((position - lower[crystal] + 1e-8) / cutoff).astype(np.int64)
-    cube -= np.floor((coords - lower[cells.crystal] + 1e-8) / cutoff).astype(np.int64)[edges.atom]
-    steps = np.rint(image).astype(np.int64)
-    key = cube @ np.array([9, 3, 1])
-    for axis in range(3):
-        key = key * 4096 - steps[:, axis]
-    return key * (int(np.diff(cells.first).max()) + 1) - edges.sender
-
-
-def _product(vectors: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Row vectors times matrices, added up in order: [n, 3] and [n, 3, 3] give [n, 3]."""
-    terms = vectors[:, :, None] * matrices
-    return terms[:, 0] + terms[:, 1] + terms[:, 2]
-
-
-def _inverse(m: np.ndarray) -> np.ndarray:
-    """Inverse of 3x3 matrices from their cofactors, in pymatgen's order of operations."""
-    minor = np.empty_like(m)
-    for i in range(3):
-        for j in range(3):
-            p, q, r, s = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
-            minor[:, i, j] = m[:, r, p] * m[:, s, q] - m[:, s, p] * m[:, r, q]
-    determinant = (
-        m[:, 0, 0] * (m[:, 1, 1] * m[:, 2, 2] - m[:, 1, 2] * m[:, 2, 1])
-        + m[:, 0, 1] * (m[:, 1, 2] * m[:, 2, 0] - m[:, 1, 0] * m[:, 2, 2])
-        + m[:, 0, 2] * (m[:, 1, 0] * m[:, 2, 1] - m[:, 1, 1] * m[:, 2, 0])
-    )
-    return minor / determinant[:, None, None]
 
 
 def _invent(edges: _Edges, cells: _Cells, config: GraphConfig) -> _Edges:
@@ -343,7 +290,7 @@ def _invent(edges: _Edges, cells: _Cells, config: GraphConfig) -> _Edges:
     sender = np.concatenate([edges.sender, np.zeros(extra, np.int64)])
     distance = np.concatenate([edges.distance, np.full(extra, config.cutoff + 1.0)])
     order = np.argsort(atom, kind="stable")
-    return _Edges(atom[order], sender[order], distance[order], edges.image[:0])
+    return _Edges(atom[order], sender[order], distance[order])
 
 
 def _place(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig) -> Graphs:
@@ -381,7 +328,7 @@ def _finder() -> Callable:
 
 
 def _tolerance(config: GraphConfig) -> float:
-    return max(config.tie_tolerance, _NOISE)
+    return max(config.tie_tolerance, _NOISE) if config.ties == "shell" else _NOISE
 
 
 def _site(cells: _Cells, atom: int) -> str:

@@ -34,10 +34,12 @@ figcaption { margin-top: .4rem; max-width: 46rem; }
 table { border-collapse: collapse; font-size: .95rem; }
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .32rem 1.1rem .32rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td:not(:first-child), th:not(:first-child) { overflow-wrap: normal; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { overflow-wrap: break-word; max-width: 16rem; }
+td { min-width: 7.5rem; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { min-width: 0; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 5.5rem; }
 """
 
 # The policy makes it true that nothing is loaded, whatever a column's name holds.
@@ -94,7 +96,9 @@ def paragraph(text: str, kind: str = "") -> Html:
 
 def result(value: str, *lines: str) -> Html:
     """The number that the page is about, and what it means."""
-    return Html(f'<div class="result"><strong>{escape(value)}</strong>{"".join(paragraph(t).text for t in lines)}</div>')
+    return Html(
+        f'<div class="result"><strong>{escape(value)}</strong>{"".join(paragraph(t).text for t in lines)}</div>'
+    )
 
 
 def figure(path: Path, alt: str, caption: str = "", dpi: int = 150) -> Html:

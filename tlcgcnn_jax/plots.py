@@ -76,10 +76,13 @@ def learning_curve(
             axes.scatter(*zip(*marks, strict=True), s=46, color=VERMILLION, edgecolor=INK, zorder=5, label=text)
         if everything and min(everything) > 0 and max(everything) > 10 * min(everything):
             log_axis(axes, "y", min(everything), max(everything))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(axis="y", which="major", color="#DDDDDD", linewidth=0.7)
         axes.set(xlabel="Epoch", ylabel="Loss, score (normalised)", title=plain(title))
-        axes.legend(loc="upper right")
+        axes.set_xlim(
+            0.5 if max(map(len, curves)) < 4 else 0, max(row["epoch"] for rows in curves for row in rows) + 0.5
+        )
+        figure.legend(loc="outside upper right", ncols=3, fontsize=9)  # inside, it would hide a score that rises again
     return Path(path)
 
 
@@ -168,8 +171,7 @@ def parity(
         lines = [f"MAE {errors['mae']:.3g}{end}", f"RMSE {errors['rmse']:.3g}{end}"]
         lines += [f"R² {errors['r2']:.3f}"] if math.isfinite(errors["r2"]) else []
         lines += [f"{len(x):,} crystal{'s' if len(x) > 1 else ''}"]
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
-        axes.text(0.03, 0.97, plain("\n".join(lines)), transform=axes.transAxes, va="top", bbox=box, zorder=6)
+        axes.text(0.03, 0.97, plain("\n".join(lines)), transform=axes.transAxes, va="top", zorder=6)
         if std is not None and not crowded:
             note = "bars: standard deviation\nbetween the networks"
             place = {"transform": axes.transAxes, "va": "bottom", "ha": "right"}
@@ -239,7 +241,7 @@ def roc(target: np.ndarray, probability: np.ndarray, path: str | Path, *, name: 
     last = np.r_[np.flatnonzero(np.diff(score[order])), len(order) - 1]
     true_rate = np.r_[0, np.cumsum(positive[order])[last] / positive.sum()]
     false_rate = np.r_[0, np.cumsum(~positive[order])[last] / (~positive).sum()]
-    area = float(np.trapezoid(true_rate, false_rate))
+    area = float(np.sum(np.diff(false_rate) * (true_rate[1:] + true_rate[:-1]) / 2))
     with picture(path, 4.8, 4.8) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (5, 4)))
@@ -268,9 +270,9 @@ def comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         if not np.isfinite(np.asarray(row["mae"], float)).any():
             raise InputError(f"{row['target']}, {row['strategy']}: no mean absolute error to draw")
         panels.setdefault((str(row["target"]), str(row.get("unit") or "")), []).append(row)
-    heights = [1.05 + 0.5 * len(strategies) for strategies in panels.values()]
-    with picture(path, 8.0, sum(heights) + 0.45) as figure:
-        grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+    counts = [len(strategies) for strategies in panels.values()]
+    with picture(path, 8.0, 0.45 + 0.95 * len(counts) + 0.5 * sum(counts)) as figure:
+        grid = figure.add_gridspec(len(counts), 1, height_ratios=counts)
         for index, ((target, unit), strategies) in enumerate(panels.items()):
             axes = figure.add_subplot(grid[index])
             for y, row in enumerate(strategies):
@@ -296,8 +298,8 @@ def _strategy(axes: Any, y: int, row: Mapping[str, Any]) -> None:
     values = np.asarray(row["mae"], float)
     values = values[np.isfinite(values)]
     colour = VERDICTS.get(str(row.get("verdict")), INK)
-    spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
-    axes.scatter(values, y + spread, s=22, color=colour, alpha=0.4, linewidths=0, zorder=2)
+    below = y + 0.25 + (np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else 0.0)  # not behind the mean
+    axes.scatter(values, np.broadcast_to(below, values.shape), s=22, color=colour, alpha=0.45, linewidths=0, zorder=2)
     half = interval(values)
     axes.errorbar(
         values.mean(), y, xerr=None if half is None else [[half], [half]], fmt="D", markersize=6.5,

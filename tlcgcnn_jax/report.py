@@ -23,8 +23,8 @@ RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl", "settings.json", "t
 DEMO = "demo.json"
 WORST = 10
 NAMES = {
-    "mae": "MAE", "rmse": "RMSE", "r2": "R²", "median_ae": "median error", "n": "crystals",
-    "accuracy": "accuracy", "roc_auc": "ROC-AUC", "log_loss": "log loss",
+    "mae": "MAE", "rmse": "RMSE", "r2": "R²", "median_ae": "median error",
+    "accuracy": "accuracy", "roc_auc": "ROC-AUC", "log_loss": "log loss", "n": "crystals",
 }  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def _headline(outcome: _Outcome, metrics: Mapping[str, Any]) -> Html:
     guess = float(np.abs(outcome.true - outcome.true.mean()).mean())
     lines = [f"Mean absolute error on {crystals}{', with its 95 % interval' if half else ''}."]
     lines += [f"Answering their mean value for every crystal would give {number(guess)}{unit}."] if count > 1 else []
-    return result(f"{target.name}: {plus_minus(error, half)}{unit}", " ".join(lines))
+    return result(f"{target.name}: MAE {plus_minus(error, half)}{unit}", " ".join(lines))
 
 
 def _about(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
@@ -197,7 +197,8 @@ def _worst(outcome: _Outcome) -> Html:
     if target.kind == "classification":
         header = ["id", "true class", "predicted class", "probability of the true class"]
         rows: list[list[Any]] = [
-            [outcome.ids[i], int(outcome.true[i]), int(outcome.predicted[i]), float(1 - outcome.errors[i])] for i in order
+            [outcome.ids[i], int(outcome.true[i]), int(outcome.predicted[i]), float(1 - outcome.errors[i])]
+            for i in order
         ]
     else:
         header = ["id", f"true{unit}", f"predicted{unit}", f"error{unit}"]
@@ -226,11 +227,11 @@ def _demo_page(folder: Path, drawn: Path) -> str:
             raise InputError(f"{folder / DEMO}: {error}") from error
         raise InputError(f"{folder / DEMO}: damaged: {type(error).__name__}: {error}") from error
     alt = f"Mean absolute errors by property and strategy; the table below holds its {len(rows)} rows."
-    header = ("property", "strategy", "test MAE", "repeats", "gain over scratch")
+    header = ("property", "strategy", "test MAE", "repeats", "gain over scratch (lower MAE)")
     parts = [
         *(paragraph(str(text)) for text in demo.get("text", [])),
         figure(picture, alt),
-        table(header, cells, "Mean over the repeats ± 95 % interval; the gain is the reduction of the error"),
+        table(header, cells, "Mean over the repeats ± 95 % interval"),
     ]
     return page(str(demo.get("title") or "Transfer against training from scratch"), parts)
 
@@ -269,7 +270,9 @@ def _draw(
         if target.classes == 2 and outcome.probabilities is not None and len(np.unique(outcome.true)) == 2:
             path = plots.roc(outcome.true, outcome.probabilities[:, 1], folder / f"roc{end}", name=target.name)
             alt = f"ROC curve of {target.name} for {count:,} test crystals."
-            out.append(_Picture(path, alt, "True against false positives for every threshold; the dashed line is chance."))
+            out.append(
+                _Picture(path, alt, "True against false positives for every threshold; the dashed line is chance.")
+            )
     return out
 
 
@@ -285,6 +288,8 @@ def _outcomes(columns: Mapping[str, Any], targets: Sequence[Target], where: str)
             raise InputError(f"{where}: no column {', '.join(absent)} (found: {', '.join(columns)})")
         numbers = {name: _numbers(columns[name], name, where) for name in needed[1:]}
         rows = np.flatnonzero(np.isfinite(numbers[f"target{end}"]) & np.isfinite(numbers[f"prediction{end}"]))
+        if classes and not np.isin(numbers[f"target{end}"][rows], np.arange(target.classes)).all():
+            raise InputError(f"{where}: column target{end}: classes 0 to {target.classes - 1} were expected")
         std = columns.get(f"std{end}")
         out.append(
             _Outcome(

@@ -16,7 +16,7 @@ import numpy as np
 from tlcgcnn_jax import evaluate, report
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
-from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig, to_dict
+from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
@@ -26,8 +26,6 @@ from tlcgcnn_jax.splits import Split, random_split, write_split
 from tlcgcnn_jax.train import example_graph, train
 from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
 from tlcgcnn_jax.zoo import load_model
-
-FINE_TUNING = TrainConfig(epochs=100, batch_size=32, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,7 @@ def transfer(
     split: Split | None = None,
     config: TrainConfig = FINE_TUNING,
     multipliers: Rates = (),
+    source_name: str | None = None,
     seeds: int = 1,
     out: str | Path | None = None,
     on_error: str = "raise",
@@ -122,10 +121,11 @@ def transfer(
         split: As in `fit`.
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
+        source_name: What to call the source in settings and cards; default: its path or name.
         seeds: As in `fit`; a source that is an ensemble gives its members in turn.
         out: As in `fit`.
         on_error: As in `fit`.
-        progress: As in `fit`; prints the merge account, too.
+        progress: As in `fit`.
         resume: As in `fit`.
 
     Raises:
@@ -142,7 +142,7 @@ def transfer(
     dataset, targets = _prepared(data, targets, source_model.graph, on_error, progress)
     check_graph(dataset.graph, source_model)
     chosen = find_strategy(strategy, multipliers)
-    origin = source_model.notes.get("name", "a model in memory") if isinstance(source, Model) else str(source)
+    origin = source_name or ("a model in memory" if isinstance(source, Model) else str(source))
     about = {"verb": "transfer", "source": origin, "strategy": chosen.name, "rates": [list(rate) for rate in chosen.rates]}
     run = _Run(dataset, targets, split, config, seeds, out, progress, resume, about)
     return run.all_members(source_model.model, source_model, chosen)
@@ -184,8 +184,6 @@ class _Run:
             if source is not None:
                 old = source.members[member % len(source.members)]
                 variables, account = merge(old, jax.device_get(variables), strategy)
-                if member == 0 and self.progress:
-                    print(f"{self.about['strategy']} from {self.about['source']}:\n{account}", file=sys.stderr)
             with _checkpoints(folder, member) as checkpoints, _bar(self.progress, member, self.seeds, config) as show:
                 trained = train(
                     dataset, split, targets, model_config, config,
