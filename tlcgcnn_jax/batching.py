@@ -33,8 +33,9 @@ class Batch(NamedTuple):
 
     Attributes:
         graph: Padded `GraphsTuple`: nodes {"atomic_number": int32 [n_node]}, edges {"distance" in Å, "weight":
-            float32 [n_edge]}; edges stand in rows of `places` with one receiver, receivers ascend, and the last
-            graph holds the padding. n_edge counts edge places, empty ones included.
+            float32 [n_edge]}; edges stand in rows of `places` with one receiver, receivers ascend, and the first
+            graph after the crystals holds the padding, where jraph's masks look for it. n_edge counts edge places,
+            empty ones included.
         labels: float32 [n_graph, n_target], NaN where a label is missing and in padding.
     """
 
@@ -169,8 +170,9 @@ def stack_batches(
     n_node = np.zeros((length, budget.n_graph), np.int32)
     n_edge = np.zeros((length, budget.n_graph), np.int32)
     n_node[batch_of, slot], n_edge[batch_of, slot] = n_atom, n_row * places
-    n_node[:, -1] = budget.n_node - n_node.sum(1)
-    n_edge[:, -1] = rows * places - n_edge.sum(1)
+    padding = np.arange(length), np.bincount(batch_of, minlength=length)  # the first free graph of each batch
+    n_node[padding] = budget.n_node - n_node.sum(1)
+    n_edge[padding] = rows * places - n_edge.sum(1)
     stacked = np.full((length, budget.n_graph, labels.shape[1]), np.nan, np.float32)
     stacked[batch_of, slot] = labels[crystals]
 

@@ -1,19 +1,20 @@
 """The model that users pass around: one folder with settings, weights, metrics and a model card."""
 
 import hashlib
+import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import jraph
 import numpy as np
 
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, from_dict, to_dict
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import CGCNN, Variables
 
@@ -67,7 +68,9 @@ class Model:
                 for index, member in enumerate(self.members)
                 for path, array in flatten(member).items()
             }
-            digest = _write(folder / WEIGHTS, lambda handle: np.savez(handle, **arrays))  # type: ignore[arg-type]
+            weights = io.BytesIO()
+            np.savez(weights, **arrays)  # type: ignore[arg-type]
+            write_whole(folder / WEIGHTS, weights.getvalue())
             config = {
                 "format": FORMAT,
                 "graph": to_dict(self.graph),
@@ -75,12 +78,12 @@ class Model:
                 "targets": [to_dict(target) for target in self.targets],
                 "normaliser": {name: np.asarray(v, float).tolist() for name, v in self.normaliser._asdict().items()},
                 "members": len(self.members),
-                "weights_sha256": digest,
+                "weights_sha256": hashlib.sha256(weights.getvalue()).hexdigest(),
                 "metrics": self.metrics,
                 "notes": self.notes,
             }
-            _write(folder / CONFIG, lambda handle: handle.write(json.dumps(config, indent=1).encode()))
-            _write(folder / CARD, lambda handle: handle.write(model_card(self).encode()))
+            write_whole(folder / CONFIG, json.dumps(config, indent=1).encode())
+            write_whole(folder / CARD, model_card(self).encode())
         except OSError as error:
             raise InputError(f"{folder}: the model cannot be written: {error}") from error
         return folder
@@ -99,7 +102,9 @@ def load_bundle(folder: str | Path) -> Model:
     if missing:
         raise InputError(f"{folder}: not a whole model: {' and '.join(missing)} missing (found: {_listing(folder)})")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise InputError(f"{folder / CONFIG}: format {config['format']!r}, this version reads {FORMAT}: update it")
         graph = from_dict(GraphConfig, config["graph"], f"{folder / CONFIG}: graph")
         model = from_dict(ModelConfig, config["model"], f"{folder / CONFIG}: model")
         targets = tuple(from_dict(Target, target, f"{folder / CONFIG}: targets") for target in config["targets"])
@@ -115,13 +120,15 @@ def load_bundle(folder: str | Path) -> Model:
             f"{folder / WEIGHTS}: {len(data)} bytes that are not the ones config.json was written with: "
             "the file is cut short or changed; copy the whole folder again"
         )
-    with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         flat = {name: arrays[name] for name in arrays.files}
     members = tuple(
         unflatten({name.split("/", 1)[1]: array for name, array in flat.items() if name.startswith(f"{index}/")})
         for index in range(count)
     )
-    return Model(graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}))
+    loaded = Model(graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}))
+    _check_shapes(loaded, folder)
+    return loaded
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
@@ -170,19 +177,41 @@ def model_card(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, write: Any) -> str:
-    """Write a file whole or not at all, and give its sha256."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        os.chmod(name, 0o644)
-        shutil.move(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return digest
+def _check_shapes(model: Model, folder: Path) -> None:
+    """Raise `InputError` unless the arrays are those of the network that the settings describe."""
+    row = np.zeros(model.graph.places, np.int32)
+    graph = jraph.GraphsTuple(
+        nodes={"atomic_number": np.zeros(1, np.int32)},
+        edges={"distance": row.astype(np.float32), "weight": row.astype(np.float32)},
+        senders=row, receivers=row, globals=None,
+        n_node=np.ones(1, np.int32), n_edge=np.array([len(row)], np.int32),
+    )  # fmt: skip
+    wanted = dict(_shapes(jax.eval_shape(model.network.init, jax.random.key(0), graph)))
+    targets = {"normaliser/mean": model.normaliser.mean, "normaliser/std": model.normaliser.std}
+    problems = [
+        f"{name} {array.shape}, {(len(model.targets),)} needed"
+        for name, array in targets.items()
+        if array.shape != (len(model.targets),)
+    ]
+    for index, member in enumerate(model.members):
+        found = dict(_shapes(member))
+        problems += [
+            f"{index}/{path} {found.get(path, 'missing')}, {wanted.get(path, 'none')} needed"
+            for path in sorted({*found, *wanted})
+            if found.get(path) != wanted.get(path)
+        ]
+    if not model.members:
+        problems.append("no member")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise InputError(
+            f"{folder / WEIGHTS}: not the weights of the network in {CONFIG}: {'; '.join(problems[:4])}{more}"
+        )
+
+
+def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [("/".join(str(key.key) for key in path), tuple(leaf.shape)) for path, leaf in leaves]
 
 
 def _listing(folder: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from tlcgcnn_jax.errors import InputError
@@ -32,7 +33,10 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
         """Keep a tree of arrays, and a dictionary that JSON can hold, under a number."""
-        self._manager.save(step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+        # A copy: Orbax reads in the background, and the next training step gives up the memory of its input.
+        tree = jax.tree.map(jnp.array, tree)
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args)
 
     def restore(self, like: Any) -> dict[str, Any] | None:
         """The newest tree and its dictionary, {"tree", "meta"}, or None where there is nothing yet.
@@ -51,9 +55,10 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises a dozen kinds
+            told = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise InputError(
-                f"{self.folder}: the checkpoint of epoch {step} cannot be used ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}); it was made with other settings or is damaged; remove it to start again"
+                f"{self.folder}: the checkpoint of epoch {step} cannot be used ({told}); it was made with other "
+                "settings or is damaged; remove it to start again"
             ) from error
         return {"tree": restored["tree"], "meta": restored["meta"]}
 

@@ -13,7 +13,8 @@ from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, Tr
 from tlcgcnn_jax.errors import InputError, Skipped
 
 TEXTBOOK = "textbook"
-BAD_INPUT, BAD_USAGE, INTERRUPTED = 1, 2, 130
+BAD_INPUT, INTERRUPTED = 1, 130  # argparse gives 2 on bad usage
+PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,18 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; the same command with --resume goes on" if getattr(options, "resume", None) is not None else ""
         print(f"\ntlcgcnn: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:  # a full disk, a folder without permission
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tlcgcnn: error: {where}{error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     parser = argparse.ArgumentParser(
-        prog="tlcgcnn", description="Transfer learning for crystal properties with CGCNN.", epilog="Start with: tlcgcnn demo"
+        prog="tlcgcnn",
+        description="Transfer learning for crystal properties with CGCNN.",
+        epilog="Start with: tlcgcnn demo",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on 120 textbook crystals, offline")
-    demo.add_argument("--out", type=Path, default=Path("tlcgcnn-demo"), help="folder for results (default: %(default)s)")
+    demo.add_argument("--out", type=Path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
     demo.add_argument("--repeats", type=int, default=3, help="times the folds are drawn anew (default: %(default)s)")
 
     prepare = _verb(verbs, "prepare", run_prepare, "pack crystals and labels once, for many runs")
@@ -57,7 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     transfer = _verb(verbs, "transfer", run_transfer, "train on a target, starting from a source model")
     transfer.add_argument("--source", required=True, metavar="MODEL", help="folder of a model, or a shipped name")
-    transfer.add_argument("--strategy", default="full", metavar="NAME", help="full, frozen, head or scratch (default: full)")
+    transfer.add_argument(
+        "--strategy", default="full", metavar="NAME", help="full, frozen, head or scratch (default: full)"
+    )
     transfer.add_argument(
         "--rate", action="append", default=[], metavar="PATTERN=X", type=_multiplier,
         help="learning-rate multiplier of some parameters, e.g. 'conv_*=0.1'; may be given several times",
@@ -73,11 +82,15 @@ def make_parser() -> argparse.ArgumentParser:
     _verb(verbs, "models", run_models, "list the shipped source models")
 
     importer = _verb(verbs, "import-cgcnn", run_import, "read a checkpoint of the original PyTorch CGCNN")
-    importer.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=".pth.tar (needs PyTorch), or .npz with .json")
+    importer.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help=".pth.tar (needs PyTorch), or .npz with .json"
+    )
     importer.add_argument("--out", type=Path, required=True, metavar="MODEL", help="folder for the model")
     importer.add_argument("--target", help="name of the property (default: the file's name)")
     importer.add_argument("--unit", default="", help="unit of the property")
-    importer.add_argument("--transform", default="identity", choices=("identity", "log10", "log"), help="what it was trained on")
+    importer.add_argument(
+        "--transform", default="identity", choices=("identity", "log10", "log"), help="what it was trained on"
+    )
 
     report = _verb(verbs, "report", run_report, "one HTML page on a finished run or on the demo")
     report.add_argument("run_folder", metavar="RUN", type=Path)
@@ -104,7 +117,8 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         id_column=options.id_column, out=options.out, on_error=options.on_error, progress=_is_watched(),
     )  # fmt: skip
     _tell_skipped(dataset.skipped, options.out / "skipped.csv")
-    print(f"{options.out}: {len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms, targets {', '.join(options.target)}")
+    count = f"{len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms"
+    print(f"{options.out}: {count}, targets {', '.join(options.target)}")
 
 
 def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -112,7 +126,10 @@ def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     from tlcgcnn_jax.run import fit
 
     config, model = _checked(parser, TrainConfig, options), _checked(parser, ModelConfig, options)
-    dataset, targets, split = _data(options, parser, _checked(parser, GraphConfig, options))
+    graph = _checked(parser, GraphConfig, options)
+    dataset, targets, split = _data(options, parser, graph)
+    if graph not in (GraphConfig(), dataset.graph):  # what was asked for is not what was prepared
+        parser.error(f"{options.data} is prepared with {dataset.graph}: --cutoff, --neighbours, --ties go with prepare")
     result = fit(
         dataset, targets, split=split, model=model, config=config, seeds=options.seeds, out=options.out,
         progress=_is_watched(), resume=options.resume,
@@ -145,13 +162,10 @@ def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None
     from tlcgcnn_jax.zoo import load_model
 
     model = load_model(options.model)
+    _free_file(options.out)
     inputs = _packed(options.input) or _source(options.input, ())
     predictions = predict(model, inputs, on_error=options.on_error, progress=_is_watched())
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        predictions.write(options.out)
-    except OSError as error:
-        raise InputError(f"{options.out}: cannot be written: {error.strerror or error}") from error
+    predictions.write(options.out)
     _tell_skipped(predictions.skipped, options.out.with_suffix(".skipped.csv"))
     names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
     print(f"{options.out}: {names} of {len(predictions.ids):,} crystals")
@@ -194,7 +208,9 @@ def _verb(verbs: Any, name: str, run: Any, summary: str) -> argparse.ArgumentPar
 
 
 def _reading_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times")
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
+    )
     parser.add_argument("--labels", type=Path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
     parser.add_argument("--id-column", metavar="COLUMN", help="column of the ids (default: id, material_id, name, …)")
     _on_error(parser)
@@ -241,16 +257,18 @@ def _run_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
 
     group = parser.add_argument_group("split")
     group.add_argument("--split", type=Path, metavar="FILE.json", help='{"train": [ids], "val": [ids], "test": [ids]}')
-    for part, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
-        group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {share})")
+    for part, share in PARTS.items():
+        group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {share}, or what is left)")
         group.add_argument(f"--{part}-size", type=int, help="number of crystals, instead of a share")
 
     group = parser.add_argument_group("training")
+    choices = {
+        "optimizer": ("adamw", "sgd"), "schedule": ("cosine", "step", "constant"), "loss": ("mae", "mse", "huber"),
+    }  # fmt: skip
     for field in dataclasses.fields(TrainConfig):
         value = getattr(default, field.name)
         kind: Any = {"clip": float, "patience": int, "milestones": float}.get(field.name, type(value))
-        many = {"nargs": "+"} if field.name == "milestones" else {}
-        choices = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "step", "constant"), "loss": ("mae", "mse", "huber")}
+        many: Any = {"nargs": "+"} if field.name == "milestones" else {}
         group.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, default=value, choices=choices.get(field.name),
             help=f"(default: {value})", **many,
@@ -277,6 +295,8 @@ def _data(options: argparse.Namespace, parser: argparse.ArgumentParser, graph: G
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: at least 1")
     dataset = _packed(options.data)
+    if dataset is not None and (options.labels or options.id_column):
+        parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
     if dataset is None:
         if not options.target:
             parser.error(f"{options.data} is not a packed dataset: name at least one --target COLUMN")
@@ -290,20 +310,58 @@ def _data(options: argparse.Namespace, parser: argparse.ArgumentParser, graph: G
         parser.error(f"{len(options.unit)} --unit for {len(names)} targets: give one for each, or none")
     targets = []
     for column, name in enumerate(names):
-        labels = dataset.targets[:, column]
-        largest = max((float(label) for label in labels if label == label), default=1.0)
-        classes = options.classes or max(2, int(largest) + 1)
+        classes = Target.classes
+        if options.task == "classification":
+            labels = dataset.targets[:, column]
+            largest = max((float(label) for label in labels if label == label), default=1.0)
+            classes = max(2, int(largest) + 1) if options.classes is None else options.classes
         unit = options.unit[column] if options.unit else ""
-        targets.append(Target(name, unit, options.task, classes, options.transform))
-    sizes = {}
-    for part, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        try:
+            targets.append(Target(name, unit, options.task, classes, options.transform))
+        except InputError as error:
+            parser.error(str(error))
+    sizes = _sizes(options, parser, len(dataset))
+    if options.split is not None:
+        return dataset, targets, read_split(options.split, dataset.ids)
+    return dataset, targets, random_split(len(dataset), options.seed, sizes["train"], sizes["val"], sizes["test"])
+
+
+def _sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: int) -> dict[str, float | int]:
+    """Share or number of each part; parts that were not asked for take what is left where their defaults do not fit."""
+    given: dict[str, float | int] = {}
+    for part in PARTS:
         ratio, size = getattr(options, f"{part}_ratio"), getattr(options, f"{part}_size")
         if ratio is not None and size is not None:
             parser.error(f"--{part}-ratio and --{part}-size: give one of them")
-        sizes[part] = size if size is not None else share if ratio is None else ratio
-    if options.split is not None:
-        return dataset, targets, read_split(options.split, dataset.ids)
-    return dataset, targets, random_split(len(dataset), options.seed, **sizes)
+        if ratio is not None and not 0 <= ratio <= 1:
+            parser.error(f"--{part}-ratio is {ratio}: a share from 0 to 1 was expected")
+        if size is not None and size < 0:
+            parser.error(f"--{part}-size is {size}: it must not be negative")
+        value = ratio if size is None else size
+        if value is not None:
+            given[part] = value
+    if given and options.split is not None:
+        parser.error("--split names every crystal's part: ratios and sizes do not go with it")
+    taken = sum(value * n if isinstance(value, float) else value for value in given.values())
+    free = {part: share for part, share in PARTS.items() if part not in given}
+    wanted, left = sum(free.values()), max(0.0, n - taken) / n
+    shrink = min(1.0, left / wanted) if free else 1.0
+    return {part: given.get(part, PARTS[part] * shrink) for part in PARTS}
+
+
+def _free_file(path: Path) -> None:
+    """Raise `InputError` where a file cannot be written, before any work is done for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file, for example {path / 'predictions.csv'}")
+        was_there = path.exists()
+        with path.open("a"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _packed(path: str) -> Any:
@@ -343,7 +401,8 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
         for part, values in tables[target.name].items():
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             print(f"{target.name:<24} {part:<6} {shown}{f'  [{target.unit}]' if target.unit else ''}")
-    print(f"{result.folder}: model, metrics.json, test_results.csv, learning_curve.png; next: tlcgcnn report {result.folder}")
+    files = "model, metrics.json, test_results.csv, learning_curve.png"
+    print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")
 
 
 def _multiplier(text: str) -> tuple[str, float]:

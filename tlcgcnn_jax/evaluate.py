@@ -1,7 +1,6 @@
 """Predictions, errors in the targets' units, and paired comparisons with their uncertainty."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from tlcgcnn_jax.batching import pad_budget
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
-from tlcgcnn_jax.errors import Skipped
-from tlcgcnn_jax.train import network_outputs
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.strategies import check_graph
+from tlcgcnn_jax.train import network_outputs
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,9 @@ def predict(
     return Predictions(list(dataset.ids), model.targets, np.stack(members), tuple(dataset.skipped))
 
 
-def metrics(predictions: Predictions, labels: np.ndarray, rows: np.ndarray | None = None) -> dict[str, dict[str, float]]:
+def metrics(
+    predictions: Predictions, labels: np.ndarray, rows: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
     """Errors of each target on some rows.
 
     Args:
@@ -220,6 +221,9 @@ def compare(baseline: np.ndarray, other: np.ndarray, seed: int = 0, resamples: i
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
 
+    Raises:
+        InputError: Not the same number of crystals, or none.
+
     Example:
         >>> errors = np.linspace(1, 2, 40)
         >>> compare(errors, 0.5 * errors).verdict
@@ -228,6 +232,8 @@ def compare(baseline: np.ndarray, other: np.ndarray, seed: int = 0, resamples: i
     from scipy.stats import wilcoxon
 
     baseline, other = np.asarray(baseline, float), np.asarray(other, float)
+    if baseline.shape != other.shape or not len(baseline):
+        raise InputError(f"{len(baseline)} errors against {len(other)}: one for each crystal was expected of both")
     rows = np.random.default_rng(seed).integers(0, len(baseline), (resamples, len(baseline)))
     gains = 100 * (1 - other[rows].mean(1) / np.maximum(baseline[rows].mean(1), 1e-300))
     low, high = np.percentile(gains, [2.5, 97.5])

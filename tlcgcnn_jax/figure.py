@@ -1,15 +1,13 @@
 """The frame of every picture: one style, plain numbers on the axes, and files that are whole or not there."""
 
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import write_whole
 
 DPI = 150
 # Okabe & Ito's palette, which stays apart for every kind of colour vision (https://jfly.uni-koeln.de/color/).
@@ -27,30 +25,6 @@ STYLE = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-
-
-def write_whole(path: str | Path, data: bytes) -> Path:
-    """Write a file under a temporary name and rename it, so that an interrupt leaves the old one or none.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
-    return path
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 TORCH_MOMENTUM = 0.1  # share of the new batch in the running statistics, torch's default and the original's
@@ -158,7 +159,7 @@ def pool_mean(atoms: Array, graph_of_atom: Array, n_atom: Array) -> Array:
     return total / jnp.maximum(n_atom, 1)[:, None].astype(atoms.dtype)
 
 
-def gaussians(distance: Array, centres: Sequence[float] | Array, width: float) -> Array:
+def gaussians(distance: Array, centres: Sequence[float] | np.ndarray, width: float) -> Array:
     """Distances expanded in Gaussians, exp(-(d - µ)² / width²).
 
     Args:
@@ -169,7 +170,11 @@ def gaussians(distance: Array, centres: Sequence[float] | Array, width: float) -
     Returns:
         [..., n].
     """
-    offset = distance[..., None] - expand(jnp.asarray(centres, distance.dtype), distance.ndim + 1)
+    exact = np.asarray(centres, np.float64)
+    near = exact.astype(np.float32)
+    # What float32 loses of a centre shifts all edges the same way, so it is subtracted, too.
+    rest, ndim = (exact - near).astype(np.float32), distance.ndim + 1
+    offset = (distance[..., None] - expand(jnp.asarray(near), ndim)) - expand(jnp.asarray(rest), ndim)
     return jnp.exp(-jnp.square(offset / width))
 
 

@@ -1,5 +1,6 @@
 """CGCNN in Flax: a padded graph in, one row of outputs per crystal out."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -93,5 +94,10 @@ def init_variables(model: CGCNN, graph: jraph.GraphsTuple, seed: int) -> Variabl
         graph: Any batch of the right layout; only shapes matter.
         seed: Seed of the initial weights.
     """
-    return jax.jit(model.init)(jax.random.key(seed), graph)
+    return _init(model, jax.random.key(seed), graph)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # of `model.init` itself, every call would be compiled anew
+def _init(model: CGCNN, key: Array, graph: jraph.GraphsTuple) -> Variables:
+    return model.init(key, graph)
 

@@ -126,4 +126,4 @@ def _is_kernel(params: Any) -> Any:
 
 
 def _label(rate: float) -> str:
-    return "frozen" if rate == 0.0 else f"rate x{rate:g}"
+    return "frozen" if rate == 0.0 else f"rate x{rate!r}".removesuffix(".0")

@@ -34,7 +34,7 @@ figcaption { margin-top: .4rem; max-width: 46rem; }
 table { border-collapse: collapse; font-size: .95rem; }
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .32rem 1.1rem .32rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { overflow-wrap: break-word; max-width: 16rem; }
+th { overflow-wrap: break-word; max-width: 24rem; }
 td { min-width: 7.5rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { min-width: 0; white-space: nowrap; }

@@ -16,7 +16,7 @@ from tlcgcnn_jax import plots
 from tlcgcnn_jax.config import Target, from_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
-from tlcgcnn_jax.figure import write_whole
+from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.page import Html, figure, flat, number, page, paragraph, plus_minus, result, section, table
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl", "settings.json", "test_results.csv")

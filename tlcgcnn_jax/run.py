@@ -1,6 +1,5 @@
 """A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
 
-import dataclasses
 import json
 import platform
 import sys
@@ -22,9 +21,9 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.optim import Rates
-from tlcgcnn_jax.splits import Split, random_split, write_split
-from tlcgcnn_jax.train import example_graph, train
+from tlcgcnn_jax.splits import Split, random_split, read_split, write_split
 from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
+from tlcgcnn_jax.train import example_graph, train
 from tlcgcnn_jax.zoo import load_model
 
 
@@ -133,8 +132,8 @@ def transfer(
 
     Example:
         >>> from tlcgcnn_jax import transfer, TrainConfig, textbook_records
-        >>> records = textbook_records(("bulk_modulus_gpa",))[:20]
-        >>> result = transfer(records, "mp-formation-energy", "frozen", "bulk_modulus_gpa", config=TrainConfig(epochs=1))
+        >>> records, target = textbook_records(("bulk_modulus_gpa",))[:20], "bulk_modulus_gpa"
+        >>> result = transfer(records, "mp-formation-energy", "frozen", target, config=TrainConfig(epochs=1))
         >>> result.model.members[0]["params"]["embedding"]["bias"].shape
         (64,)
     """
@@ -143,7 +142,8 @@ def transfer(
     check_graph(dataset.graph, source_model)
     chosen = find_strategy(strategy, multipliers)
     origin = source_name or ("a model in memory" if isinstance(source, Model) else str(source))
-    about = {"verb": "transfer", "source": origin, "strategy": chosen.name, "rates": [list(rate) for rate in chosen.rates]}
+    rates = [list(rate) for rate in chosen.rates]
+    about = {"verb": "transfer", "source": origin, "strategy": chosen.name, "rates": rates}
     run = _Run(dataset, targets, split, config, seeds, out, progress, resume, about)
     return run.all_members(source_model.model, source_model, chosen)
 
@@ -173,7 +173,7 @@ class _Run:
         folder = _folder(self.out, self.resume)
         settings = self._settings(model_config)
         if folder:
-            _check_resumed(folder, settings, self.resume)
+            _check_resumed(folder, settings, dataset.ids, split, self.resume)
             (folder / "settings.json").write_text(json.dumps(settings, indent=1))
             write_split(folder / "split.json", dataset.ids, split)
         network = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
@@ -244,7 +244,8 @@ def _prepared(
         raise InputError("the dataset was prepared without a target column: prepare it again and name one")
     absent = [target.name for target in chosen if target.name not in data.target_names]
     if absent:
-        raise InputError(f"the dataset has no target {', '.join(absent)}; it has {', '.join(data.target_names) or 'none'}")
+        has = ", ".join(data.target_names) or "none"
+        raise InputError(f"the dataset has no target {', '.join(absent)}; it has {has}")
     return data.with_targets(tuple(target.name for target in chosen)), chosen
 
 
@@ -255,10 +256,12 @@ def _folder(out: str | Path | None, resume: bool) -> Path | None:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the run")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        started = (folder / "settings.json").is_file() and not (folder / "metrics.json").is_file()
-        hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if started else "give"
-        raise InputError(f"{folder}: exists and is not empty; {hint} another folder")
+    started = (folder / "settings.json").is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not (resume and started):
+        unfinished = started and not (folder / "metrics.json").is_file()
+        hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if unfinished else "give"
+        nothing = " and holds no run to resume" if resume else ""
+        raise InputError(f"{folder}: exists and is not empty{nothing}; {hint} another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -268,18 +271,27 @@ def _folder(out: str | Path | None, resume: bool) -> Path | None:
     return folder
 
 
-def _check_resumed(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """A run goes on with the settings that it was started with, or not at all."""
+def _check_resumed(
+    folder: Path, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool
+) -> None:
+    """A run goes on with the settings and the split that it was started with, or not at all."""
     path = folder / "settings.json"
     if not (resume and path.is_file()):
         return
-    before = json.loads(path.read_text())
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}), so the run cannot be resumed; start in another folder") from error
     free = ("versions", "machine")
     now = json.loads(json.dumps(settings))
     changed = [name for name in now if name not in free and before.get(name) != now[name]]
     if changed:
         told = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
         raise InputError(f"{folder}: cannot be resumed with other settings: {told}")
+    if (folder / "split.json").is_file():
+        started = read_split(folder / "split.json", ids)
+        if any(getattr(started, part).tolist() != getattr(split, part).tolist() for part in ("train", "val", "test")):
+            raise InputError(f"{folder}: cannot be resumed with another split than that of its split.json")
 
 
 class _NoCheckpoints:
@@ -310,9 +322,8 @@ class _bar:
 
         def on_epoch(row: dict[str, float]) -> None:
             self.tqdm.update(int(row["epoch"]) - self.tqdm.n)
-            self.tqdm.set_postfix_str(
-                f"loss {row['train_loss']:.4f}, val {row['val_score']:.4f}, {row['crystals_per_second']:,.0f} crystals/s"
-            )
+            speed = f"{row['crystals_per_second']:,.0f} crystals/s"
+            self.tqdm.set_postfix_str(f"loss {row['train_loss']:.4f}, val {row['val_score']:.4f}, {speed}")
 
         return on_epoch
 

@@ -61,7 +61,7 @@ def find_strategy(strategy: str | Strategy, multipliers: Rates = ()) -> Strategy
         multipliers: For example (("conv_*", 0.1),): convolutions learn at a tenth of the rate.
 
     Raises:
-        InputError: Unknown name.
+        InputError: Unknown name, or a multiplier that is negative or no number.
 
     Example:
         >>> find_strategy("full", (("conv_*", 0.1),)).rates
@@ -71,7 +71,7 @@ def find_strategy(strategy: str | Strategy, multipliers: Rates = ()) -> Strategy
         if strategy not in STRATEGIES:
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(STRATEGIES)}")
         strategy = STRATEGIES[strategy]
-    return replace(strategy, rates=(*multipliers, *strategy.rates))
+    return replace(strategy, rates=check_rates((*multipliers, *strategy.rates)))
 
 
 class Leaf(NamedTuple):
@@ -110,7 +110,8 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
         strategy: What to load.
 
     Raises:
-        InputError: Arrays that only one side has, or whose shapes differ, with the list of them.
+        InputError: Arrays that only one side has, or whose shapes differ, or patterns without an array, with the
+            list of them.
 
     Source:
         The leaf-by-leaf account follows the habit of big_vision's `merge_params`.
@@ -137,6 +138,12 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
         name = path.split("/", 1)[1]
         if path not in new and not any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise):
             problems.append(f"+ {path} {old[path].shape}: in the source only")
+    names = [path.split("/", 1)[1] for path in new]
+    problems += [
+        f"? {pattern}: nothing in the network to re-initialise"
+        for pattern in strategy.reinitialise
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
     if problems:
         raise InputError("the source does not fit the network:\n  " + "\n  ".join(problems))
     return unflatten(merged), Account(tuple(leaves))
@@ -155,7 +162,7 @@ def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -
     )
 
 
-def check_names(patterns: Sequence[tuple[str, float]]) -> Rates:
+def check_rates(patterns: Sequence[tuple[str, float]]) -> Rates:
     """Multipliers as a tuple, each of them finite and not negative."""
     for pattern, rate in patterns:
         if not (np.isfinite(rate) and rate >= 0):

@@ -1,12 +1,18 @@
 """The training loop and its pure steps; it knows nothing of transfer."""
 
+import contextlib
 import functools
+import hashlib
+import itertools
+import json
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +23,15 @@ from jax import Array
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
 from tlcgcnn_jax.checkpoint import Checkpoints
-from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
+from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import CGCNN, Variables, init_variables
 from tlcgcnn_jax.optim import ALL, Rates, frozen_modules, learning_rate, make_optimizer, rate_tree
 from tlcgcnn_jax.splits import Split
+
+T = TypeVar("T")
 
 STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
 
@@ -115,7 +123,7 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
         lambda leaf, update, trained: leaf + rate * update if trained else leaf, state.params, updates, multipliers
     )
     trained = [g for g, m in zip(jax.tree.leaves(gradients), jax.tree.leaves(multipliers), strict=True) if m]
-    metrics = {"loss": total, "count": count, "gradient": optax.global_norm(trained)}
+    metrics = {"loss": total, "count": count, "gradient": optax.tree.norm(trained)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
 
@@ -124,14 +132,21 @@ def eval_step(model: CGCNN, variables: Variables, batch: Batch) -> Array:
     return model.apply(variables, batch.graph, False)
 
 
+def _holds_crystals(batch: Batch) -> Array:
+    """False for a batch of nothing but padding, whose first graph then has all the nodes."""
+    return batch.graph.n_node[0] < batch.graph.nodes["atomic_number"].shape[0]
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_scan(program: Program, state: TrainState, batches: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
+def train_scan(
+    program: Program, state: TrainState, batches: Batch, hyper: Hyper
+) -> tuple[TrainState, dict[str, Array]]:
     """`train_step` over stacked batches in one program; batches without a crystal are skipped."""
 
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         none = {name: jnp.zeros(()) for name in ("loss", "count", "gradient")}
         return jax.lax.cond(
-            batch.graph.n_node[0] > 0,
+            _holds_crystals(batch),
             lambda: train_step(program, state, batch, hyper),
             lambda: (state, none),
         )
@@ -146,7 +161,7 @@ def eval_scan(model: CGCNN, variables: Variables, batches: Batch) -> Array:
     def body(carry: None, batch: Batch) -> tuple[None, Array]:
         shape = (batch.labels.shape[0], model.outputs)
         return carry, jax.lax.cond(
-            batch.graph.n_node[0] > 0, lambda: eval_step(model, variables, batch), lambda: jnp.zeros(shape)
+            _holds_crystals(batch), lambda: eval_step(model, variables, batch), lambda: jnp.zeros(shape)
         )
 
     return jax.lax.scan(body, None, batches)[1]
@@ -229,7 +244,7 @@ def train(
         on_epoch: Called with every row of the history.
 
     Raises:
-        InputError: No training label, or patterns that do not cover the parameters.
+        InputError: No training label, patterns that do not cover the parameters, or checkpoints of another run.
     """
     targets = tuple(targets)
     if tuple(target.name for target in targets) != tuple(dataset.target_names):
@@ -237,6 +252,8 @@ def train(
     normaliser = normaliser or losses.fit_normaliser(dataset.targets[split.train], targets)
     labels = losses.normalise(np.asarray(dataset.targets), targets, normaliser)
     rows = split.train[np.isfinite(labels[split.train]).any(1)]
+    if not len(rows):
+        raise InputError(f"not one of {len(split.train)} training crystals has a label")
     train_set, val_set = dataset.select(rows), dataset.select(split.val)
     budget = pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, len(rows)), dataset.graph.places)
     model = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
@@ -244,67 +261,78 @@ def train(
         variables = init_variables(model, example_graph(dataset), config.seed)
     if frozen is None:
         frozen = frozen_modules(variables["params"], rates)
+    if unknown := sorted(set(frozen) - set(variables["params"])):
+        raise InputError(f"frozen names {', '.join(unknown)}; the network has {', '.join(sorted(variables['params']))}")
     program = Program(model, targets, config, rates, frozen).static()
     state = init_state(program, variables)
 
     def plan(epoch: int) -> list[np.ndarray]:
         return batch_plan(train_set.n_atom, train_set.n_row, budget, config.seed, epoch)
 
-    def stacks(epoch: int) -> list[Batch]:
-        return list(_stacks(train_set, labels[rows], plan(epoch), budget))
+    def stacks(start: int) -> Iterator[tuple[int, Batch]]:
+        for epoch in range(start, config.epochs):
+            for stacked in _stacks(train_set, labels[rows], plan(epoch), budget):
+                yield epoch, stacked
 
     # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
     hyper = Hyper(
         jnp.float32(config.learning_rate), jnp.int32(config.epochs * len(plan(0))), jnp.uint32(config.seed % 2**32)
     )
     best, history = {"params": state.params, "batch_stats": state.batch_stats}, []
-    best_score, best_epoch, start = math.inf, 0, 0
+    best_score, best_epoch, start, validated = math.inf, 0, 0, bool(np.isfinite(labels[split.val]).any())
+    settings = {
+        "training": to_dict(config), "model": to_dict(model_config), "targets": [to_dict(t) for t in targets],
+        "rates": rates, "frozen": frozen, "normaliser": np.array(normaliser).tolist(),
+        "training crystals": _digest(dataset, labels, rows), "validation crystals": _digest(dataset, labels, split.val),
+    }  # fmt: skip
     if checkpoints and (saved := checkpoints.restore({"state": state, "best": best})):
         state, best, meta = saved["tree"]["state"], saved["tree"]["best"], saved["meta"]
+        _check_same(meta.get("settings", {}), settings, checkpoints.folder)
         history, best_score, best_epoch, start = meta["history"], meta["best_score"], meta["best_epoch"], meta["epoch"]
     best = jax.tree.map(jnp.array, best)  # a copy: the state's own memory is given up by the next scan
 
-    for epoch, parts in _prefetch(stacks, start, config.epochs):
-        if config.patience is not None and epoch - best_epoch >= config.patience and len(split.val):
-            break
-        began, sums = time.perf_counter(), {"loss": 0.0, "count": 0.0, "gradient": 0.0, "batches": 0.0}
-        for stacked in parts:
-            state, metrics = train_scan(program, state, stacked, hyper)
-            used = np.asarray(metrics["count"]) > 0
-            sums["batches"] += used.sum()
-            for name, values in metrics.items():
-                sums[name] += float(np.asarray(values, np.float64).sum())
-        train_loss = sums["loss"] / max(sums["count"], 1.0)
-        if not math.isfinite(train_loss):
-            raise InputError(
-                f"the training loss is not a number in epoch {epoch + 1}: lower the learning rate "
-                f"(now {config.learning_rate:g}) or look for extreme labels"
+    with contextlib.closing(_prefetch(stacks(start))) as ahead:
+        for epoch, parts in itertools.groupby(ahead, key=operator.itemgetter(0)):
+            if config.patience is not None and epoch - best_epoch >= config.patience:
+                break
+            began, sums = time.perf_counter(), {"loss": 0.0, "count": 0.0, "gradient": 0.0, "batches": 0.0}
+            for _, stacked in parts:
+                state, metrics = train_scan(program, state, stacked, hyper)
+                used = np.asarray(metrics["count"]) > 0
+                sums["batches"] += used.sum()
+                for name, values in metrics.items():
+                    sums[name] += float(np.asarray(values, np.float64).sum())
+            train_loss = sums["loss"] / max(sums["count"], 1.0)
+            if not math.isfinite(train_loss):
+                raise InputError(
+                    f"the training loss is not a number in epoch {epoch + 1}: lower the learning rate "
+                    f"(now {config.learning_rate:g}) or look for extreme labels"
+                )
+            now = {"params": state.params, "batch_stats": state.batch_stats}
+            trained = time.perf_counter() - began
+            val_score = losses.score(
+                network_outputs(model, now, val_set, budget=budget), labels[split.val], targets
+            ) if len(split.val) else float("nan")  # fmt: skip
+            # Without validation labels the last weights are the best there are.
+            if val_score < best_score or not validated:
+                best, best_score, best_epoch = jax.tree.map(jnp.array, now), val_score, epoch + 1
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "train_loss": train_loss,
+                    "val_score": val_score,
+                    "gradient": sums["gradient"] / max(sums["batches"], 1.0),
+                    "learning_rate": float(learning_rate(config, state.step, hyper.total, hyper.learning_rate)),
+                    "crystals_per_second": len(rows) / trained,
+                    "seconds": time.perf_counter() - began,
+                }
             )
-        now = {"params": state.params, "batch_stats": state.batch_stats}
-        trained = time.perf_counter() - began
-        val_score = losses.score(
-            network_outputs(model, now, val_set, budget=budget), labels[split.val], targets
-        ) if len(split.val) else float("nan")  # fmt: skip
-        # Without validation labels the last weights are the best there are.
-        if not val_score >= best_score:
-            best_score = val_score if math.isfinite(val_score) else math.inf
-            best, best_epoch = jax.tree.map(jnp.array, now), epoch + 1
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "val_score": val_score,
-                "gradient": sums["gradient"] / max(sums["batches"], 1.0),
-                "learning_rate": float(learning_rate(config, state.step, hyper.total, hyper.learning_rate)),
-                "crystals_per_second": len(rows) / trained,
-                "seconds": time.perf_counter() - began,
-            }
-        )
-        if checkpoints:
-            meta = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch, "history": history}
-            checkpoints.save(epoch + 1, {"state": state, "best": best}, meta)
-        if on_epoch:
-            on_epoch(history[-1])
+            if checkpoints:
+                meta = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch, "history": history,
+                        "settings": settings}  # fmt: skip
+                checkpoints.save(epoch + 1, {"state": state, "best": best}, meta)
+            if on_epoch:
+                on_epoch(history[-1])
     last = {"params": state.params, "batch_stats": state.batch_stats}
     return Trained(jax.device_get(best), normaliser, history, best_epoch, jax.device_get(last))
 
@@ -328,11 +356,27 @@ def _stacks(
         yield jax.device_put(stack_batches(dataset, labels, plan[first : first + length], budget, length))
 
 
-def _prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """(epoch, what `make` gave for it), the next one being made in a thread while the caller works."""
+def _prefetch(items: Iterator[T]) -> Generator[T, None, None]:
+    """The same items, each being made in a thread while the caller works on the one before."""
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(make, start) if start < stop else None
-        for epoch in range(start, stop):
-            ready = pending.result()
-            pending = pool.submit(make, epoch + 1) if epoch + 1 < stop else None
-            yield epoch, ready
+        pending = pool.submit(next, items, None)
+        while (ready := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield ready
+
+
+def _digest(dataset: CrystalDataset, labels: np.ndarray, rows: np.ndarray) -> str:
+    """A hash of which crystals these are and what is to be learnt of them."""
+    text = "\n".join(dataset.ids[row] for row in rows)
+    return hashlib.sha256(text.encode() + np.ascontiguousarray(labels[rows]).tobytes()).hexdigest()
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raise `InputError` unless a run goes on with the settings that it was started with."""
+    now = json.loads(json.dumps(now))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise InputError(
+            f"{folder}: the checkpoint is of a run with other settings ({', '.join(changed)}): "
+            "give those again, or another folder to start anew"
+        )
