@@ -1,5 +1,6 @@
 """Small made-up crystals and settings, so that tests share data and compiled programs."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -68,3 +69,7 @@ def variables(sizes: ModelConfig = SIZES, outputs: int = 1, seed: int = 0, moved
         return np.array(leaf)
 
     return jax.tree_util.tree_map_with_path(move, fresh)
+
+
+def replaced(source: CrystalDataset, **changes) -> CrystalDataset:
+    return dataclasses.replace(source, **changes)

@@ -115,12 +115,27 @@ def padding_waste(n_atom: np.ndarray, n_row: np.ndarray, plan: Sequence[np.ndarr
 
 
 def stack_length(n_batch: int) -> int:
-    """`n_batch` rounded up so that epochs of nearly equal length share one compiled scan.
+    """`n_batch` rounded up so that data sets of nearly equal size share one compiled scan.
 
     At most an eighth is added; the added batches are empty, and are skipped at no cost.
     """
     step = 1 << max(n_batch.bit_length() - 4, 0)
     return -(-n_batch // step) * step
+
+
+def epoch_length(n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget) -> int:
+    """Batches to lay out for an epoch, empty ones included, whatever order the crystals come in.
+
+    The plans of several epochs and seeds differ by a batch or so; all that fit in this number share one compiled scan.
+
+    Args:
+        n_atom: int [n].
+        n_row: int [n].
+        budget: Shape of a batch.
+    """
+    sums = (n_atom.sum(dtype=np.int64), n_row.sum(dtype=np.int64), len(n_atom))
+    fewest = max(-(-int(total) // (room - 1)) for total, room in zip(sums, budget[:3], strict=True))
+    return stack_length(fewest + 1 + fewest // 8)
 
 
 def stack_batches(

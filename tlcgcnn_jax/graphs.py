@@ -121,7 +121,7 @@ def build_graphs(
     if config.ties == "shell":
         edges, weight = _merge(edges, _share_last_shell(edges, last, config), cells, config)
     else:
-        edges = _first_k(edges, cells, config)
+        edges = _first_k(edges, last, cells, config)
         if config.legacy_padding:
             edges = _invent(edges, cells, config)
         weight = np.ones(len(edges.atom))
@@ -179,8 +179,7 @@ def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple
     fewer than k neighbours within the cutoff.
     """
     n, k, tolerance = len(cells.coords), config.neighbours, _tolerance(config)
-    # Which of equal distances the original meets first depends on the radius of its search: the full cutoff.
-    radius = cells.radius if config.ties == "shell" else np.full_like(cells.radius, config.cutoff)
+    radius = cells.radius
     atoms = np.arange(n)  # still to be searched, ascending
     last = np.full(n, np.inf)
     parts: list[_Edges] = []
@@ -223,7 +222,7 @@ def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, k: int) -> _Ed
         coords = cells.coords[first[i] : first[i + 1]]
         centres = coords if whole else cells.coords[atoms[part[i] : part[i + 1]]]
         centre, sender, _, distance = find(coords, centres, radii[i], _PERIODIC, cells.lattice[i], _SAME_SITE)
-        if whole and radii[i] > first_radii[i]:
+        if len(centres) == len(coords) and radii[i] > first_radii[i]:
             near = distance <= first_radii[i]
             if np.bincount(centre[near], minlength=len(coords)).min() > k:  # one of them is the atom itself
                 centre, sender, distance = centre[near], sender[near], distance[near]
@@ -273,12 +272,34 @@ def _merge(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig
     return _Edges(atom[order], sender[order], mean[order]), total[order]
 
 
-def _first_k(edges: _Edges, cells: _Cells, config: GraphConfig) -> _Edges:
-    """The first k neighbours of a stable sort of what the search found, as the original cuts them."""
+def _first_k(edges: _Edges, last: np.ndarray, cells: _Cells, config: GraphConfig) -> _Edges:
+    """The first k neighbours of a stable sort of what the search found, as the original cuts them.
+
+    Which of several equal distances a search meets first depends on its radius, and the original's is the cutoff. So
+    crystals in which an atom has different neighbours at the very same distance are searched again with that.
+    """
+    edges = _sorted(edges)
+    atom, sender, distance = edges
+    equal = (atom[1:] == atom[:-1]) & (distance[1:] == distance[:-1]) & (sender[1:] != sender[:-1])
+    unclear = np.zeros(len(cells.first) - 1, bool)
+    unclear[cells.crystal[atom[1:][equal]]] = True
+    if unclear.any():
+        again = np.flatnonzero(unclear[cells.crystal])
+        found = _search(cells, again, np.full_like(cells.radius, config.cutoff), config.neighbours)
+        near = found.distance <= last[found.atom] + _NOISE
+        found = _sorted(_Edges(*(array[near] for array in found)))
+        clear = ~unclear[cells.crystal[atom]]
+        edges = _Edges(*(np.concatenate([a[clear], b]) for a, b in zip(edges, found, strict=True)))
+        order = np.argsort(edges.atom, kind="stable")
+        edges = _Edges(*(array[order] for array in edges))
+    count = np.bincount(edges.atom, minlength=len(cells.coords))
+    place = np.arange(len(edges.atom)) - (np.cumsum(count) - count)[edges.atom]
+    return _Edges(*(array[place < config.neighbours] for array in edges))
+
+
+def _sorted(edges: _Edges) -> _Edges:
+    """By atom, then distance; the order of the search where both are equal."""
     order = np.lexsort((edges.distance, edges.atom))
-    atom = edges.atom[order]
-    count = np.bincount(atom, minlength=len(cells.coords))
-    order = order[np.arange(len(order)) - (np.cumsum(count) - count)[atom] < config.neighbours]
     return _Edges(*(array[order] for array in edges))
 
 

@@ -21,7 +21,15 @@ import optax
 from jax import Array
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
+from tlcgcnn_jax.batching import (
+    Batch,
+    PadBudget,
+    batch_plan,
+    epoch_length,
+    pad_budget,
+    stack_batches,
+    stack_length,
+)
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -269,9 +277,11 @@ def train(
     def plan(epoch: int) -> list[np.ndarray]:
         return batch_plan(train_set.n_atom, train_set.n_row, budget, config.seed, epoch)
 
+    length = epoch_length(train_set.n_atom, train_set.n_row, budget)
+
     def stacks(start: int) -> Iterator[tuple[int, Batch]]:
         for epoch in range(start, config.epochs):
-            for stacked in _stacks(train_set, labels[rows], plan(epoch), budget):
+            for stacked in _stacks(train_set, labels[rows], plan(epoch), budget, length):
                 yield epoch, stacked
 
     # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
@@ -347,11 +357,14 @@ def example_graph(dataset: CrystalDataset) -> Any:
 
 
 def _stacks(
-    dataset: CrystalDataset, labels: np.ndarray, plan: list[np.ndarray], budget: PadBudget
+    dataset: CrystalDataset, labels: np.ndarray, plan: list[np.ndarray], budget: PadBudget, length: int = 0
 ) -> Iterator[Batch]:
-    """The batches of a plan on the device, in as few stacks of one length as memory allows: mostly one."""
+    """The batches of a plan on the device, in as few stacks of one length as memory allows: mostly one.
+
+    One stack has `length` batches, or more where the plan does.
+    """
     limit = max(1, STACK_BYTES // (16 * budget.n_row * budget.places))
-    length = stack_length(len(plan)) if len(plan) <= limit else limit
+    length = min(max(length, stack_length(len(plan))), limit)
     for first in range(0, len(plan), length):
         yield jax.device_put(stack_batches(dataset, labels, plan[first : first + length], budget, length))
 

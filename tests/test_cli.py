@@ -1,0 +1,326 @@
+"""The command line keeps its promises: verbs, files, columns, exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import GAP, NETWORK, K, command, records, table, write_lines
+
+from tlcgcnn_jax import checkpoint, cli
+from tlcgcnn_jax import train as training
+from tlcgcnn_jax.bundle import flatten
+from tlcgcnn_jax.dataset import load_dataset
+from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.splits import random_split
+from tlcgcnn_jax.zoo import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = (*NETWORK, "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Crystals, a packed dataset and a run on it, all made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    crystals = records(20, (K, GAP))
+    metal = [int(record.targets[K] > 100) for record in crystals]
+    write_lines(folder / "crystals.jsonl", crystals, hard=metal)
+    assert command("prepare", folder / "crystals.jsonl", "--target", K, "--target", GAP, "--out", folder / "ds") == 0
+    assert command("train", folder / "ds", "--target", K, "--unit", "GPa", "--out", folder / "run", *TRAIN) == 0
+    return folder
+
+
+@pytest.fixture
+def said(capsys):
+    """What was written to stderr since the start of the test."""
+    capsys.readouterr()
+    return lambda: capsys.readouterr().err
+
+
+def parts(folder):
+    return {part: len(ids) for part, ids in json.loads((folder / "split.json").read_text()).items()}
+
+
+def weights(folder):
+    return [flatten(member) for member in load_model(folder).members]
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(weights(one), weights(other), strict=True):
+        assert a.keys() == b.keys()
+        for name, array in a.items():
+            np.testing.assert_array_equal(array, b[name], err_msg=name)
+
+
+# --- the verbs ----------------------------------------------------------------------------------------
+
+
+def test_prepare_makes_a_dataset(place):
+    dataset = load_dataset(place / "ds")
+    assert dataset.ids == [record.id for record in records(20, (K, GAP))]
+    assert dataset.target_names == (K, GAP)
+    np.testing.assert_allclose(dataset.targets[0], list(records(1, (K, GAP))[0].targets.values()), rtol=1e-6)
+
+
+def test_train_reports_errors_in_the_unit_of_the_target(place):
+    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    assert {"mae", "rmse", "r2"} <= metrics["test"].keys() and {"mae", "rmse", "r2"} <= metrics["val"].keys()
+    rows = table(place / "run" / "test_results.csv")
+    error = [float(row["prediction"]) - float(row["target"]) for row in rows]
+    assert np.mean(np.abs(error)) == pytest.approx(metrics["test"]["mae"], rel=1e-5)
+    assert np.sqrt(np.mean(np.square(error))) == pytest.approx(metrics["test"]["rmse"], rel=1e-5)
+    known = {record.id: record.targets[K] for record in records(20, (K, GAP))}
+    assert all(float(row["target"]) == pytest.approx(known[row["id"]], rel=1e-5) for row in rows)
+    assert parts(place / "run") == {"train": 16, "val": 2, "test": 2}
+    assert load_model(place / "run").targets[0].unit == "GPa"
+    for name in ("learning_curve.png", "parity.png", "README.md", "metrics.jsonl", "settings.json"):
+        assert (place / "run" / name).stat().st_size, name
+
+
+@pytest.mark.parametrize("strategy, seeds", [("full", 1), ("frozen", 2), ("head", 1), ("scratch", 1)])
+def test_transfer_knows_every_strategy(place, tmp_path, strategy, seeds):
+    arguments = ("--source", place / "run", "--strategy", strategy, "--epochs", 1, "--target", K, "--seeds", seeds)
+    assert command("transfer", place / "ds", *arguments, "--out", tmp_path / "out") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"mae", "rmse", "r2"} <= metrics["test"].keys() & metrics["val"].keys()
+    members = weights(tmp_path / "out")
+    assert len(members) == seeds
+    before = weights(place / "run")[0]["params/embedding/kernel"]
+    kept = [np.array_equal(member["params/embedding/kernel"], before) for member in members]
+    assert kept == [strategy in ("frozen", "head")] * seeds
+    assert ("std" in table(tmp_path / "out" / "test_results.csv")[0]) == (seeds > 1)
+
+
+def test_predict_writes_id_and_prediction(place, tmp_path):
+    unlabelled = [record.__class__(record.id, record.structure, {}) for record in records(6)]
+    write_lines(tmp_path / "new.jsonl", unlabelled)
+    assert command("predict", place / "run", tmp_path / "new.jsonl", "--out", tmp_path / "sub" / "p.csv") == 0
+    rows = table(tmp_path / "sub" / "p.csv")
+    assert list(rows[0]) == ["id", "prediction"]
+    assert [row["id"] for row in rows] == [record.id for record in unlabelled]
+    expected = predict(load_model(place / "run"), unlabelled).values[:, 0]
+    np.testing.assert_allclose([float(row["prediction"]) for row in rows], expected, rtol=1e-5)
+
+
+def test_predict_takes_a_packed_dataset_and_writes_over_a_file(place, tmp_path):
+    (tmp_path / "p.csv").write_text("old")
+    assert command("predict", place / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
+    assert len(table(tmp_path / "p.csv")) == 20
+
+
+def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, tmp_path):
+    """Also: any input is prepared on the way, and every target has its picture."""
+    arguments = ("--target", K, "--target", GAP, "--seeds", 2, "--epochs", 1, *NETWORK)
+    assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
+    assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
+    assert list(table(tmp_path / "p.csv")[0]) == [
+        "id", f"prediction:{K}", f"std:{K}", f"prediction:{GAP}", f"std:{GAP}",
+    ]  # fmt: skip
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["targets"]) == {K, GAP} and metrics["test"] == metrics["targets"][K]["test"]
+    assert len(list((tmp_path / "run").glob("parity_*.png"))) == 2
+
+
+def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
+    arguments = ("--target", "hard", "--task", "classification", "--epochs", 1, *NETWORK)
+    assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
+    assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
+    rows = table(tmp_path / "p.csv")
+    assert list(rows[0]) == ["id", "prediction", "p_0", "p_1"]
+    for row in rows:
+        p = float(row["p_0"]), float(row["p_1"])
+        assert sum(p) == pytest.approx(1) and int(float(row["prediction"])) == int(np.argmax(p))
+    assert "accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+
+
+def test_the_other_verbs(place, tmp_path, capsys):
+    assert command("report", place / "run", "--out", tmp_path / "page.html") == 0
+    assert "GPa" in (tmp_path / "page.html").read_text()
+    assert command("models") == 0
+    assert "property" in capsys.readouterr().out
+
+
+# --- the split ----------------------------------------------------------------------------------------
+
+
+def test_a_split_file_is_followed(place, tmp_path):
+    ids = load_dataset(place / "ds").ids
+    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:16], "val": ids[16:18], "test": ids[:15:-1][:2]}))
+    arguments = ("--split", tmp_path / "split.json", "--target", K, *TRAIN)
+    assert command("train", place / "ds", *arguments, "--out", tmp_path / "run") == 0
+    assert [row["id"] for row in table(tmp_path / "run" / "test_results.csv")] == ids[:15:-1][:2]
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == ids[:16]
+
+
+def test_a_run_without_a_test_part(place, tmp_path):
+    arguments = ("--test-ratio", 0, "--val-size", 4, "--target", K, *TRAIN)
+    assert command("train", place / "ds", *arguments, "--out", tmp_path / "run") == 0
+    assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())) == {"val", "train"}
+    assert parts(tmp_path / "run") == {"train": 16, "val": 4, "test": 0}
+    assert command("report", tmp_path / "run") == 0
+
+
+SIZES = {
+    "nothing given": (100, (), (80, 10, 10)),
+    "ratios": (100, ("--train-ratio", 0.6, "--val-ratio", 0.2, "--test-ratio", 0.2), (60, 20, 20)),
+    "sizes": (100, ("--train-size", 50, "--val-size", 5, "--test-size", 7), (50, 5, 7)),
+    "mixed": (100, ("--train-size", 50, "--test-ratio", 0.3), (50, 10, 30)),
+    "only a training size": (200, ("--train-size", 50), (50, 20, 20)),
+    "a training size beyond the default": (100, ("--train-size", 90), (90, 5, 5)),
+    "a training ratio beyond the default": (100, ("--train-ratio", 0.9), (90, 5, 5)),
+    "all for training": (100, ("--train-ratio", 1), (100, 0, 0)),
+    "a large test ratio": (90, ("--test-ratio", 0.5), (40, 5, 45)),
+    "a large test size": (100, ("--test-size", 91), (8, 1, 91)),
+    "a test size with default shares": (100, ("--test-size", 5), (80, 10, 5)),
+    "no validation": (10, ("--val-ratio", 0), (8, 0, 1)),
+    "few crystals": (10, ("--train-size", 4), (4, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("n, arguments, expected", SIZES.values(), ids=SIZES.keys())
+def test_parts_that_are_not_given_take_what_is_left(n, arguments, expected):
+    parser = cli.make_parser()
+    options = parser.parse_args(["train", "d", "--out", "r", *map(str, arguments)])
+    split = random_split(n, 0, **cli._sizes(options, parser, n))
+    assert (len(split.train), len(split.val), len(split.test)) == expected
+
+
+# --- exit statuses ------------------------------------------------------------------------------------
+
+USAGE = {
+    "no verb": ((), "required: VERB"),
+    "unknown verb": (("fly",), "invalid choice: 'fly'"),
+    "unknown option": (("train", "DS", "--out", "OUT", "--fast"), "--fast"),
+    "no output": (("train", "DS"), "--out"),
+    "not a number": (("train", "DS", "--out", "OUT", "--epochs", "many"), "--epochs"),
+    "no epochs": (("train", "DS", "--out", "OUT", "--epochs", 0), "epochs is 0"),
+    "no seeds": (("train", "DS", "--out", "OUT", "--seeds", 0), "--seeds is 0"),
+    "no width": (("train", "DS", "--out", "OUT", "--width", 0), "width is 0"),
+    "negative cutoff": (("prepare", "JSONL", "--target", K, "--out", "OUT", "--cutoff", -1), "cutoff is -1"),
+    "prepare without target": (("prepare", "JSONL", "--out", "OUT"), "--target"),
+    "raw input without target": (("train", "JSONL", "--out", "OUT"), "--target"),
+    "ratio and size": (("train", "DS", "--out", "OUT", "--val-ratio", 0.1, "--val-size", 2), "one of them"),
+    "ratio above one": (("train", "DS", "--out", "OUT", "--val-ratio", 1.5), "--val-ratio is 1.5"),
+    "negative size": (("train", "DS", "--out", "OUT", "--val-size", -1), "--val-size is -1"),
+    "split and ratio": (("train", "DS", "--out", "OUT", "--split", "s.json", "--val-ratio", 0.1), "--split"),
+    "two units for three targets": (("train", "DS", "--out", "OUT", "--unit", "a", "--unit", "b", "--unit", "c"), "3 "),
+    "one class": (("train", "DS", "--out", "OUT", "--task", "classification", "--classes", 1), "1 classes"),
+    "graph options beside a dataset": (("train", "DS", "--out", "OUT", "--cutoff", 5), "go with prepare"),
+    "labels beside a dataset": (("train", "DS", "--out", "OUT", "--labels", "sheet.csv"), "go with prepare"),
+    "unknown strategy": (("transfer", "DS", "--source", "RUN", "--strategy", "half", "--out", "OUT"), "full, frozen"),
+    "transfer without source": (("transfer", "DS", "--out", "OUT"), "--source"),
+    "negative rate": (("transfer", "DS", "--source", "RUN", "--rate", "conv_*=-1", "--out", "OUT"), "PATTERN=X"),
+    "on-error of another kind": (("predict", "RUN", "JSONL", "--out", "OUT", "--on-error", "ignore"), "--on-error"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", USAGE.values(), ids=USAGE.keys())
+def test_bad_usage_ends_with_two(place, tmp_path, said, arguments, message):
+    names = {"DS": place / "ds", "JSONL": place / "crystals.jsonl", "RUN": place / "run", "OUT": tmp_path / "out"}
+    assert command(*(names.get(argument, argument) for argument in arguments)) == 2
+    error = said()
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "transfer", "predict"])
+@pytest.mark.parametrize("choice", ["raise", "skip"])
+def test_every_verb_that_reads_crystals_takes_on_error(verb, choice):
+    arguments = {"transfer": ["d", "--source", "m"], "predict": ["m", "i"]}.get(verb, ["d"])
+    options = cli.make_parser().parse_args([verb, *arguments, "--out", "o", "--on-error", choice])
+    assert options.on_error == choice
+
+
+def test_in_a_process_of_its_own(place, tmp_path):
+    """The exit status reaches the shell, and stderr holds one message and no traceback."""
+    tell = [sys.executable, "-m", "tlcgcnn_jax.cli", "predict"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = tmp_path / "p.csv"
+    whole = [*tell, place / "run", place / "ds", "--out", out]
+    done = subprocess.run(whole, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and len(table(out)) == 20
+    absent = [*tell, "no-such-model", place / "ds", "--out", out]
+    done = subprocess.run(absent, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("tlcgcnn: error: no-such-model: neither a folder nor a shipped model")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_told_in_one_line(place, tmp_path, said, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "weights.npz")
+
+    monkeypatch.setattr("tlcgcnn_jax.evaluate.predict", full)
+    assert command("predict", place / "run", place / "ds", "--out", tmp_path / "p.csv") == 1
+    assert said() == "tlcgcnn: error: weights.npz: No space left on device\n"
+
+
+# --- interrupt and resume -----------------------------------------------------------------------------
+
+
+def interrupt_after(monkeypatch, saves):
+    """Ctrl-C once so many checkpoints have been handed over."""
+    save, done = checkpoint.Checkpoints.save, []
+
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        done.append(arguments[0])
+        if len(done) == saves:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+
+
+@pytest.mark.parametrize("seeds, saves", [(1, 2), (2, 4)], ids=["first network", "second network"])
+def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, seeds, saves):
+    again = ("train", place / "ds", "--target", K, *NETWORK, "--epochs", 3, "--seeds", seeds, "--batch-size", 8)
+    assert command(*again, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, saves)
+        assert command(*again, "--out", tmp_path / "cut") == 130
+    error = said()
+    assert "interrupted" in error and "--resume" in error and "Traceback" not in error
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    assert command(*again, "--out", tmp_path / "cut") == 1  # not without being told to
+    assert "--resume" in said()
+    assert command("report", tmp_path / "cut") == 1
+    assert "not finished" in said()
+    assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    for name in ("metrics.json", "test_results.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name
+
+
+def test_a_finished_run_is_not_trained_again(place, said, monkeypatch):
+    before = (place / "run" / "weights.npz").read_bytes()
+    monkeypatch.setattr(training, "train_scan", lambda *_: pytest.fail("trained again"))
+    arguments = ("train", place / "ds", "--target", K, "--unit", "GPa", *TRAIN, "--resume", "--out", place / "run")
+    assert command(*arguments) == 0
+    assert (place / "run" / "weights.npz").read_bytes() == before
+
+
+OTHER = {
+    "epochs": ("--epochs", 9),
+    "seed": ("--seed", 3),
+    "width": ("--width", 4),
+    "split": ("--test-size", 3),
+}
+
+
+@pytest.mark.parametrize("changed", OTHER.values(), ids=OTHER.keys())
+def test_a_run_is_not_resumed_with_other_settings(place, said, changed):
+    arguments = ("train", place / "ds", "--target", K, "--unit", "GPa", *TRAIN, "--resume", "--out", place / "run")
+    assert command(*arguments, *changed) == 1
+    assert "cannot be resumed with" in said()
+
+
+def test_nothing_is_resumed_in_a_folder_of_other_things(place, tmp_path, said):
+    (tmp_path / "thesis.tex").write_text("")
+    assert command("train", place / "ds", "--target", K, *TRAIN, "--resume", "--out", tmp_path) == 1
+    assert "holds no run to resume" in said()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,215 @@
+"""The network as a scikit-learn regressor, for cross-validation, pipelines and searches."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig
+from tlcgcnn_jax.crystal import Record
+from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import Predictions
+from tlcgcnn_jax.evaluate import predict as predict_crystals
+from tlcgcnn_jax.optim import Rates
+from tlcgcnn_jax.run import Result, fit, transfer
+from tlcgcnn_jax.splits import random_split
+from tlcgcnn_jax.strategies import Strategy
+from tlcgcnn_jax.zoo import load_model
+
+
+class CGCNNRegressor(RegressorMixin, BaseEstimator):
+    """A crystal graph network that follows scikit-learn's conventions, from scratch or from a source model.
+
+    X is a sequence (list, object array, pandas column) of pymatgen Structures, `Record`s or `Crystal`s, or a
+    DataFrame with a column "structure"; y holds one number each, in the property's unit. Labels of `Record`s are not
+    looked at.
+
+    Args:
+        source: Model, its folder or the name of a shipped one, to transfer from; None trains from scratch.
+        strategy: With a source: "full", "frozen", "head" or "scratch", or a `Strategy`.
+        epochs: Passes over the training crystals.
+        batch_size: Crystals in a batch, on average; None: 32 with a source, 128 without.
+        learning_rate: Highest learning rate; None: 0.002 with a source, 0.004 without.
+        weight_decay: Decoupled weight decay.
+        loss: "mae", "mse" or "huber".
+        patience: Epochs without a better validation error after which training stops; None: never.
+        multipliers: Learning-rate multipliers by pattern that go before the strategy's.
+        seeds: Networks; more than one make an ensemble, whose spread `predict(X, return_std=True)` gives.
+        val_fraction: Share of X that is kept out of training to choose the epoch by; 0 keeps the last weights.
+        transform: "identity", "log10" or "log": what the network learns; predictions are in the unit of y.
+        width: Features of an atom; without a source only, as are the three that follow.
+        convolutions: Gated graph convolutions.
+        head_width: Hidden features after pooling.
+        graph: How crystals become graphs (`GraphConfig`); None: the defaults.
+        random_state: Seed of the split, the initial weights and the batches.
+        verbose: Show progress bars.
+
+    Attributes:
+        model_: The trained `Model`, which can be saved, and loaded again with `load_model`.
+        result_: What `fit` or `transfer` gave: metrics of the held-out part, history, account of the transfer.
+
+    Example:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> from tlcgcnn_jax import CGCNNRegressor, textbook_records
+        >>> records = textbook_records(["bulk_modulus_gpa"])[:12]
+        >>> moduli = [record.targets["bulk_modulus_gpa"] for record in records]
+        >>> regressor = CGCNNRegressor(epochs=1, width=8, convolutions=1, transform="log10")
+        >>> cross_val_score(regressor, records, moduli, cv=3).shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Model | None = None,
+        strategy: str | Strategy = "full",
+        *,
+        epochs: int = 100,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 1e-4,
+        loss: str = "mae",
+        patience: int | None = None,
+        multipliers: Rates = (),
+        seeds: int = 1,
+        val_fraction: float = 0.1,
+        transform: str = "identity",
+        width: int = 64,
+        convolutions: int = 4,
+        head_width: int = 128,
+        graph: GraphConfig | None = None,
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.source = source
+        self.strategy = strategy
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.loss = loss
+        self.patience = patience
+        self.multipliers = multipliers
+        self.seeds = seeds
+        self.val_fraction = val_fraction
+        self.transform = transform
+        self.width = width
+        self.convolutions = convolutions
+        self.head_width = head_width
+        self.graph = graph
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any) -> "CGCNNRegressor":
+        """Train on crystals and their property.
+
+        Args:
+            X: Crystals.
+            y: float [n], in the property's unit; every crystal needs a label.
+
+        Raises:
+            InputError: A crystal or a label that cannot be used, by its position; or settings that cannot.
+        """
+        crystals, labels = _crystals(X), _labels(y)
+        if len(crystals) != len(labels):
+            raise InputError(f"{len(crystals)} crystals and {len(labels)} labels: one label for each was expected")
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(f"val_fraction is {self.val_fraction}: a share from 0 to below 1 was expected")
+        source = self.source if self.source is None or isinstance(self.source, Model) else load_model(self.source)
+        graph = source.graph if source else self.graph or GraphConfig()
+        dataset = build_dataset(crystals, graph=graph, progress=self.verbose)
+        target = Target("target", transform=self.transform)
+        column = labels.astype(np.float32)[:, None]
+        dataset = dataclasses.replace(dataset, target_names=(target.name,), targets=column)
+        self.result_ = self._run(dataset, target, source)
+        self.model_ = self.result_.model
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Predict the property, in the unit of y.
+
+        Args:
+            X: Crystals.
+            return_std: Give the standard deviation between the networks of the ensemble as well.
+
+        Returns:
+            float64 [n], or (mean [n], standard deviation [n]).
+
+        Raises:
+            InputError: A crystal that cannot be used, or `return_std` of a single network.
+            NotFittedError: `fit` was not called before.
+        """
+        check_is_fitted(self, "model_")
+        if return_std and len(self.model_.members) < 2:
+            raise InputError("return_std needs an ensemble: fit with seeds=2 or more")
+        predictions: Predictions = predict_crystals(self.model_, _crystals(X), progress=self.verbose)
+        std = predictions.std
+        return (predictions.mean[:, 0], std[:, 0]) if return_std and std is not None else predictions.mean[:, 0]
+
+    def _run(self, dataset: CrystalDataset, target: Target, source: Model | None) -> Result:
+        """A run without a test part: that is scikit-learn's, which holds it back itself."""
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        given = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        config = dataclasses.replace(
+            FINE_TUNING if source else TrainConfig(), epochs=self.epochs, weight_decay=self.weight_decay,
+            loss=self.loss, patience=self.patience, seed=int(seed),
+            **{name: value for name, value in given.items() if value is not None},
+        )  # fmt: skip
+        val = float(self.val_fraction)
+        split = random_split(len(dataset), config.seed, train=1.0 - val, val=val, test=0)
+        if source is None:
+            sizes = ModelConfig(self.width, self.convolutions, self.head_width)
+            return fit(
+                dataset, target, split=split, model=sizes, config=config, seeds=self.seeds, progress=self.verbose
+            )
+        origin = "a model in memory" if isinstance(self.source, Model) else str(self.source)
+        return transfer(
+            dataset, source, self.strategy, target, split=split, config=config, multipliers=tuple(self.multipliers),
+            source_name=origin, seeds=self.seeds, progress=self.verbose,
+        )  # fmt: skip
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # X holds crystals, not rows of numbers
+        tags.no_validation = True
+        return tags
+
+
+def _crystals(X: Any) -> list[tuple[str, Any]]:
+    """(position, crystal) of every crystal: ids of records may repeat, as in a bootstrap."""
+    if hasattr(X, "columns") and hasattr(X, "iloc"):
+        if "structure" not in X.columns:
+            raise InputError(f"the DataFrame has no column 'structure'; it has {', '.join(map(str, X.columns))}")
+        X = X["structure"]
+    if isinstance(X, str | Path | CrystalDataset | Record) or hasattr(X, "lattice"):
+        raise InputError(f"X is a {type(X).__name__}: a list of crystals was expected")
+    return list(_positions(X))
+
+
+def _positions(X: Any) -> Iterator[tuple[str, Any]]:
+    for position, crystal in enumerate(X):
+        yield str(position), crystal.structure if isinstance(crystal, Record) else crystal
+
+
+def _labels(y: Any) -> np.ndarray:
+    """y as float64 [n], each of them finite."""
+    try:
+        labels = np.asarray(y, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"y holds something that is not a number: {error}") from error
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise InputError(f"y has the shape {labels.shape}: one number for each crystal was expected")
+    if not np.isfinite(labels).all():
+        position = int(np.argmin(np.isfinite(labels)))
+        raise InputError(f"y[{position}] is {labels[position]}: leave crystals without a label out")
+    return labels
