@@ -140,7 +140,7 @@ ROWS = {
 @pytest.mark.parametrize(("rows", "budget"), ROWS.values(), ids=ROWS)
 def test_layout_is_that_of_jraph(rows, budget):
     dataset = toy.dataset(("energy", "gap"))
-    stacked = stack_batches(dataset, dataset.targets, [np.array([6, 7]), np.array(rows)], budget)
+    stacked = stack_batches(dataset, dataset.targets, [np.array([6]), np.array(rows)], budget)
     ours = jax.tree.map(lambda leaf: leaf[1], stacked)
     theirs = padded_by_jraph(dataset, rows, dataset.targets, budget)
     jax.tree.map(np.testing.assert_array_equal, ours.graph._replace(globals=None), theirs._replace(globals=None))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import GAP, NETWORK, K, command, records, table, write_lines
+from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 
 from tlcgcnn_jax import checkpoint, cli
 from tlcgcnn_jax import train as training
@@ -20,7 +20,7 @@ from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.zoo import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = (*NETWORK, "--epochs", 2)
+TRAIN = (*NETWORK, *BATCH, "--epochs", 2)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_train_reports_errors_in_the_unit_of_the_target(place):
 
 @pytest.mark.parametrize("strategy, seeds", [("full", 1), ("frozen", 2), ("head", 1), ("scratch", 1)])
 def test_transfer_knows_every_strategy(place, tmp_path, strategy, seeds):
-    arguments = ("--source", place / "run", "--strategy", strategy, "--epochs", 1, "--target", K, "--seeds", seeds)
-    assert command("transfer", place / "ds", *arguments, "--out", tmp_path / "out") == 0
+    arguments = ("--source", place / "run", "--strategy", strategy, "--target", K, "--seeds", seeds)
+    assert command("transfer", place / "ds", *arguments, "--epochs", 1, *BATCH, "--out", tmp_path / "out") == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"mae", "rmse", "r2"} <= metrics["test"].keys() & metrics["val"].keys()
     members = weights(tmp_path / "out")
@@ -115,7 +115,7 @@ def test_predict_takes_a_packed_dataset_and_writes_over_a_file(place, tmp_path):
 
 def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, tmp_path):
     """Also: any input is prepared on the way, and every target has its picture."""
-    arguments = ("--target", K, "--target", GAP, "--seeds", 2, "--epochs", 1, *NETWORK)
+    arguments = ("--target", K, "--target", GAP, "--seeds", 2, "--epochs", 1, *NETWORK, *BATCH)
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
     assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
     assert list(table(tmp_path / "p.csv")[0]) == [
@@ -127,7 +127,7 @@ def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, 
 
 
 def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
-    arguments = ("--target", "hard", "--task", "classification", "--epochs", 1, *NETWORK)
+    arguments = ("--target", "hard", "--task", "classification", "--epochs", 1, *NETWORK, *BATCH)
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
     assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
     rows = table(tmp_path / "p.csv")
@@ -278,7 +278,7 @@ def interrupt_after(monkeypatch, saves):
 
 @pytest.mark.parametrize("seeds, saves", [(1, 2), (2, 4)], ids=["first network", "second network"])
 def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, seeds, saves):
-    again = ("train", place / "ds", "--target", K, *NETWORK, "--epochs", 3, "--seeds", seeds, "--batch-size", 8)
+    again = ("train", place / "ds", "--target", K, *NETWORK, "--epochs", 3, "--seeds", seeds, *BATCH)
     assert command(*again, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         interrupt_after(patch, saves)

@@ -1,4 +1,4 @@
-"""Labels are normalised by training rows alone, missing ones count for nothing, and losses are what they are by hand."""
+"""Labels are normalised by training rows alone, missing ones count for nothing, losses are those by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Padded batches of one fixed shape: which crystals go together, and how they are laid out for the device."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -193,7 +193,8 @@ def stack_batches(
 
     receivers = spread(receivers.astype(np.int32), n_row, first_row, rows, real_nodes)
     edges = (length, rows * places)
-    graph = jraph.GraphsTuple(
+    make: Any = jraph.GraphsTuple  # typed for arrays on the device alone
+    graph = make(
         nodes={
             "atomic_number": spread(
                 dataset.atomic_numbers[atom_rows].astype(np.int32), n_atom, first_node, budget.n_node, zero

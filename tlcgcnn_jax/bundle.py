@@ -112,7 +112,8 @@ def load_bundle(folder: str | Path) -> Model:
         count, digest = int(config["members"]), config["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
-            raise
+            named = str(error) if str(folder) in str(error) else f"{folder / CONFIG}: {error}"
+            raise InputError(named) from error
         raise InputError(f"{folder / CONFIG}: damaged: {type(error).__name__}: {error}") from error
     data = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
@@ -179,12 +180,13 @@ def model_card(model: Model) -> str:
 
 def _check_shapes(model: Model, folder: Path) -> None:
     """Raise `InputError` unless the arrays are those of the network that the settings describe."""
-    row = np.zeros(model.graph.places, np.int32)
+    row: Any = np.zeros(model.graph.places, np.int32)
+    one: Any = np.ones(1, np.int32)
     graph = jraph.GraphsTuple(
         nodes={"atomic_number": np.zeros(1, np.int32)},
         edges={"distance": row.astype(np.float32), "weight": row.astype(np.float32)},
         senders=row, receivers=row, globals=None,
-        n_node=np.ones(1, np.int32), n_edge=np.array([len(row)], np.int32),
+        n_node=one, n_edge=len(row) * one,
     )  # fmt: skip
     wanted = dict(_shapes(jax.eval_shape(model.network.init, jax.random.key(0), graph)))
     targets = {"normaliser/mean": model.normaliser.mean, "normaliser/std": model.normaliser.std}

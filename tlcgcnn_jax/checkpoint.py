@@ -21,8 +21,8 @@ class Checkpoints:
         >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
         ...     checkpoints.save(1, {"w": jnp.ones(2)}, {"epoch": 1})
         ...     checkpoints.wait()
-        ...     checkpoints.restore({"w": jnp.zeros(2)})["meta"]
-        {'epoch': 1}
+        ...     checkpoints.meta(), checkpoints.restore({"w": jnp.zeros(2)})["w"].tolist()
+        ({'epoch': 1}, [1.0, 1.0])
     """
 
     def __init__(self, folder: str | Path, keep: int = 1) -> None:
@@ -38,29 +38,37 @@ class Checkpoints:
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args)
 
-    def restore(self, like: Any) -> dict[str, Any] | None:
-        """The newest tree and its dictionary, {"tree", "meta"}, or None where there is nothing yet.
+    def meta(self) -> dict[str, Any] | None:
+        """The dictionary of the newest tree, or None where there is nothing yet.
+
+        Raises:
+            InputError: The folder is damaged.
+        """
+        if self._manager.latest_step() is None:
+            return None
+        return self._read("meta", ocp.args.JsonRestore())
+
+    def restore(self, like: Any) -> Any:
+        """The newest tree.
 
         Args:
             like: A tree of arrays with the shapes that are expected.
 
         Raises:
-            InputError: The folder holds something else, or is damaged.
+            InputError: There is nothing, something else, or it is damaged.
         """
+        return self._read("tree", ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
+
+    def _read(self, item: str, args: Any) -> Any:
         step = self._manager.latest_step()
-        if step is None:
-            return None
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(tree=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
         try:
-            restored = self._manager.restore(step, args=args)
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # Orbax raises a dozen kinds
             told = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise InputError(
                 f"{self.folder}: the checkpoint of epoch {step} cannot be used ({told}); it was made with other "
                 "settings or is damaged; remove it to start again"
             ) from error
-        return {"tree": restored["tree"], "meta": restored["meta"]}
 
     def wait(self) -> None:
         """Block until everything is on disk."""

@@ -361,7 +361,7 @@ def _free_file(path: Path) -> None:
         if not was_there:
             path.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; choose another file") from error
 
 
 def _packed(path: str) -> Any:

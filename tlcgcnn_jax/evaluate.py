@@ -237,7 +237,8 @@ def compare(baseline: np.ndarray, other: np.ndarray, seed: int = 0, resamples: i
     rows = np.random.default_rng(seed).integers(0, len(baseline), (resamples, len(baseline)))
     gains = 100 * (1 - other[rows].mean(1) / np.maximum(baseline[rows].mean(1), 1e-300))
     low, high = np.percentile(gains, [2.5, 97.5])
-    p_value = float(wilcoxon(baseline, other).pvalue) if np.any(baseline != other) else 1.0
+    test: Any = wilcoxon(baseline, other) if np.any(baseline != other) else None
+    p_value = float(test.pvalue) if test else 1.0
     gain = float(100 * (1 - other.mean() / max(baseline.mean(), 1e-300)))
     sure = p_value < 0.05
     verdict = "helps" if low > 0 and sure else "hurts" if high < 0 and sure else "no evidence"

@@ -103,7 +103,7 @@ def output_slices(targets: Sequence[Target]) -> list[slice]:
     return [slice(end - target.outputs, end) for end, target in zip(ends, targets, strict=True)]
 
 
-def loss_sum(outputs: Array, labels: Array, targets: Sequence[Target], loss: str) -> tuple[Array, Array]:
+def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Target], loss: str) -> tuple[Array, Array]:
     """Sum of the losses of all labels that are there, and their number.
 
     Args:

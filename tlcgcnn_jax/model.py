@@ -70,13 +70,15 @@ class CGCNN(nn.Module):
     def features(self, graph: jraph.GraphsTuple, train: bool = False, frozen: tuple[str, ...] = ()) -> Array:
         """Pooled features of every graph before the head, [n_graph, width]; arguments as in `__call__`."""
         config = self.config
-        distance = graph.edges["distance"].reshape(-1, self.places)
-        weight = graph.edges["weight"].reshape(-1, self.places)
-        senders = graph.senders.reshape(-1, self.places)
-        receivers = graph.receivers.reshape(-1, self.places)[:, 0]
+        # jraph types the parts of a graph as arrays, or nests of them, or None.
+        found: Any = graph
+        distance = found.edges["distance"].reshape(-1, self.places)
+        weight = found.edges["weight"].reshape(-1, self.places)
+        senders = found.senders.reshape(-1, self.places)
+        receivers = found.receivers.reshape(-1, self.places)[:, 0]
         edges = gaussians(distance, np.arange(config.gaussians) * config.gaussian_step, config.gaussian_step)
-        atoms = self.embedding(graph.nodes["atomic_number"])
-        atom_weight = jraph.get_node_padding_mask(graph).astype(atoms.dtype)
+        atoms = self.embedding(found.nodes["atomic_number"])
+        atom_weight = jnp.asarray(jraph.get_node_padding_mask(graph), atoms.dtype)
         for layer, convolution in enumerate(self.conv):
             running = not train or f"conv_{layer}" in frozen
             atoms = convolution(atoms, edges, senders, receivers, weight, atom_weight, running)
@@ -99,5 +101,5 @@ def init_variables(model: CGCNN, graph: jraph.GraphsTuple, seed: int) -> Variabl
 
 @functools.partial(jax.jit, static_argnums=0)  # of `model.init` itself, every call would be compiled anew
 def _init(model: CGCNN, key: Array, graph: jraph.GraphsTuple) -> Variables:
-    return model.init(key, graph)
+    return dict(model.init(key, graph))
 

@@ -1,7 +1,7 @@
 """Schedules, and which parameters are trained at which rate: patterns → label tree → `optax.multi_transform`."""
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransform
         decay = optax.add_decayed_weights(config.weight_decay, mask=_is_kernel)
         return optax.chain(direction, decay, optax.scale(-rate))
 
-    branches = {_label(rate): branch(rate) for _, rate in rates}
+    branches: dict[Hashable, optax.GradientTransformation] = {_label(rate): branch(rate) for _, rate in rates}
     transform = optax.multi_transform(branches, lambda params: jax.tree.map(_label, rate_tree(params, rates)))
     if config.clip is None:
         return transform

@@ -1,8 +1,11 @@
 """A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
 
 import json
+import os
 import platform
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlcgcnn_jax import evaluate, report
+from tlcgcnn_jax import evaluate, losses, report
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
@@ -25,6 +28,8 @@ from tlcgcnn_jax.splits import Split, random_split, read_split, write_split
 from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
 from tlcgcnn_jax.train import example_graph, train
 from tlcgcnn_jax.zoo import load_model
+
+OnEpoch = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -170,30 +175,37 @@ class _Run:
         if len(dataset) < 3:
             raise InputError(f"{len(dataset)} crystals: at least 3 are needed to train, validate and test")
         split = self.split or random_split(len(dataset), self.config.seed)
+        # What can be refused is refused here, before the folder is made.
+        normaliser = losses.fit_normaliser(dataset.targets[split.train], targets)
+        losses.transform_labels(dataset.targets, targets)
+        network = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
+        starts, account = [], None
+        for member in range(self.seeds):
+            variables = init_variables(network, example_graph(dataset), self.config.seed + member)
+            if source is not None:
+                old = source.members[member % len(source.members)]
+                variables, account = merge(old, jax.device_get(variables), strategy)
+            starts.append(variables)
         folder = _folder(self.out, self.resume)
         settings = self._settings(model_config)
         if folder:
             _check_resumed(folder, settings, dataset.ids, split, self.resume)
             (folder / "settings.json").write_text(json.dumps(settings, indent=1))
             write_split(folder / "split.json", dataset.ids, split)
-        network = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
-        members, history, best_epochs, account, normaliser = [], [], [], None, None
-        for member in range(self.seeds):
-            config = replace(self.config, seed=self.config.seed + member)
-            variables = init_variables(network, example_graph(dataset), config.seed)
-            if source is not None:
-                old = source.members[member % len(source.members)]
-                variables, account = merge(old, jax.device_get(variables), strategy)
-            with _checkpoints(folder, member) as checkpoints, _bar(self.progress, member, self.seeds, config) as show:
-                trained = train(
-                    dataset, split, targets, model_config, config,
-                    variables=variables, rates=strategy.rates, checkpoints=checkpoints, on_epoch=show,
-                )  # fmt: skip
-            normaliser = trained.normaliser
-            members.append(trained.variables)
-            best_epochs.append(trained.best_epoch)
-            history += [{"member": member, **row} for row in trained.history]
-        assert normaliser is not None
+        members, history, best_epochs = [], [], []
+        with _Interrupts(wait=folder is not None) as interrupts:
+            for member, variables in enumerate(starts):
+                config = replace(self.config, seed=self.config.seed + member)
+                bar = _bar(self.progress, member, self.seeds, config)
+                with _checkpoints(folder, member) as checkpoints, bar as show:
+                    trained = train(
+                        dataset, split, targets, model_config, config,
+                        variables=variables, rates=strategy.rates, normaliser=normaliser, checkpoints=checkpoints,
+                        on_epoch=interrupts.after(show),
+                    )  # fmt: skip
+                members.append(trained.variables)
+                best_epochs.append(trained.best_epoch)
+                history += [{"member": member, **row} for row in trained.history]
         notes = {**self.about, "crystals trained on": len(split.train), "versions": settings["versions"]}
         bundle = Model(dataset.graph, model_config, targets, normaliser, tuple(members), {}, notes)
         predictions = evaluate.predict(bundle, dataset)
@@ -267,7 +279,7 @@ def _folder(out: str | Path | None, resume: bool) -> Path | None:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
     return folder
 
 
@@ -306,6 +318,49 @@ def _checkpoints(folder: Path | None, member: int) -> Checkpoints | _NoCheckpoin
     return Checkpoints(folder / "checkpoints" / f"member_{member}") if folder else _NoCheckpoints()
 
 
+class _Interrupts:
+    """Ctrl-C ends a run after the epoch, when everything is on its way to the disk; a second one ends it at once.
+
+    An exception at any moment could leave the threads that write checkpoints waiting for each other.
+    """
+
+    def __init__(self, wait: bool) -> None:
+        self._wait, self._asked, self._before = wait, False, None
+
+    def __enter__(self) -> "_Interrupts":
+        ours = threading.current_thread() is threading.main_thread()
+        if self._wait and ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def after(self, show: OnEpoch | None) -> OnEpoch:
+        """`show`, and then the end of the run if it was asked for."""
+
+        def on_epoch(row: dict[str, float]) -> None:
+            if show:
+                show(row)
+            self._stop()
+
+        return on_epoch
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if kind is None:
+            self._stop()
+
+    def _note(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not `print`, which may be what was interrupted.
+        os.write(2, b"\nstopping after this epoch; Ctrl-C again stops at once\n")
+
+    def _stop(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+
 class _bar:
     """A progress bar over epochs with loss, score and rate, as a context that gives `on_epoch`."""
 
@@ -313,7 +368,7 @@ class _bar:
         self.show, self.config = show, config
         self.title = f"network {member + 1}/{seeds}" if seeds > 1 else "training"
 
-    def __enter__(self) -> Callable[[dict[str, float]], None] | None:
+    def __enter__(self) -> OnEpoch | None:
         if not self.show:
             return None
         from tqdm import tqdm

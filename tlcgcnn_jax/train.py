@@ -113,7 +113,7 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
     multipliers = rate_tree(state.params, program.rates)
     dropout = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
 
-    def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+    def loss(params: Any) -> tuple[Array, tuple[Any, Array, Array]]:
         # Frozen leaves are constants: their backward pass is not even traced.
         params = jax.tree.map(lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf), params, multipliers)
         outputs, updated = model.apply(
@@ -137,12 +137,14 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
 
 def eval_step(model: CGCNN, variables: Variables, batch: Batch) -> Array:
     """Outputs of a padded batch with running statistics, [n_graph, outputs]."""
-    return model.apply(variables, batch.graph, False)
+    outputs: Any = model.apply(variables, batch.graph, False)
+    return outputs
 
 
 def _holds_crystals(batch: Batch) -> Array:
     """False for a batch of nothing but padding, whose first graph then has all the nodes."""
-    return batch.graph.n_node[0] < batch.graph.nodes["atomic_number"].shape[0]
+    graph: Any = batch.graph
+    return graph.n_node[0] < graph.nodes["atomic_number"].shape[0]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -295,9 +297,10 @@ def train(
         "rates": rates, "frozen": frozen, "normaliser": np.array(normaliser).tolist(),
         "training crystals": _digest(dataset, labels, rows), "validation crystals": _digest(dataset, labels, split.val),
     }  # fmt: skip
-    if checkpoints and (saved := checkpoints.restore({"state": state, "best": best})):
-        state, best, meta = saved["tree"]["state"], saved["tree"]["best"], saved["meta"]
+    if checkpoints and (meta := checkpoints.meta()):
         _check_same(meta.get("settings", {}), settings, checkpoints.folder)
+        saved = checkpoints.restore({"state": state, "best": best})
+        state, best = saved["state"], saved["best"]
         history, best_score, best_epoch, start = meta["history"], meta["best_score"], meta["best_epoch"], meta["epoch"]
     best = jax.tree.map(jnp.array, best)  # a copy: the state's own memory is given up by the next scan
 

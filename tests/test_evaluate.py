@@ -1,0 +1,148 @@
+"""Errors are those of scikit-learn, predictions know their units, and comparisons say no more than the data do."""
+
+import csv
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import toy
+
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.config import GraphConfig, Target
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import (
+    Predictions,
+    classification_metrics,
+    compare,
+    metrics,
+    predict,
+    regression_metrics,
+)
+from tlcgcnn_jax.losses import Normaliser
+
+NAN = float("nan")
+METAL = Target("metal", kind="classification")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regression_is_that_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    target, prediction = rng.normal(size=50), rng.normal(size=50)
+    found = regression_metrics(target, prediction)
+    assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(target, prediction))
+    assert found["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(target, prediction))
+    assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(target, prediction))
+    assert found["median_ae"] == pytest.approx(sklearn.metrics.median_absolute_error(target, prediction))
+    assert found["n"] == 50
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
+def test_classification_is_that_of_scikit_learn(classes, tied):
+    rng = np.random.default_rng(classes)
+    target = rng.integers(0, classes, 60)
+    probability = rng.dirichlet(np.ones(classes), 60)
+    if tied:
+        probability = np.round(probability * 4 + 0.5) / 6
+        probability /= probability.sum(1, keepdims=True)
+    found = classification_metrics(target, probability)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(target, probability.argmax(1)))
+    assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(target, probability, labels=range(classes)))
+    assert ("roc_auc" in found) == (classes == 2)
+    if classes == 2:
+        assert found["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(target, probability[:, 1]))
+
+
+def test_errors_that_are_not_defined():
+    assert np.isnan(regression_metrics(np.array([]), np.array([]))["mae"])
+    assert np.isnan(regression_metrics(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"])
+    assert "roc_auc" not in classification_metrics(np.array([1, 1]), np.array([[0.5, 0.5], [0.1, 0.9]]))
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    members = np.array([[[1.0, 0.2, 0.8], [2.0, 0.6, 0.4]], [[3.0, 0.4, 0.6], [2.0, 0.9, 0.1]]])
+    return Predictions(["a", "b"], (Target("gap", "eV"), METAL), members)
+
+
+def test_ensemble(predictions):
+    np.testing.assert_allclose(predictions.mean, [[2.0, 0.3, 0.7], [2.0, 0.75, 0.25]])
+    np.testing.assert_allclose(predictions.std[:, 0], [np.sqrt(2.0), 0.0])
+    np.testing.assert_allclose(predictions.values, [[2.0, 1.0], [2.0, 0.0]])
+    assert Predictions(["a"], (Target("gap"),), np.ones((1, 1, 1))).std is None
+
+
+def test_table(predictions, tmp_path):
+    predictions.write(tmp_path / "out.csv", np.array([[1.5, 1.0], [NAN, 0.0]]))
+    with open(tmp_path / "out.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0]) == [
+        "id", "target:gap", "target:metal", "prediction:gap", "std:gap", "prediction:metal", "p_0:metal", "p_1:metal",
+    ]  # fmt: skip
+    assert rows[0]["target:gap"] == "1.5" and rows[1]["target:gap"] == ""
+    assert float(rows[0]["std:gap"]) == pytest.approx(np.sqrt(2))
+    assert rows[1]["p_0:metal"] == "0.75"
+
+
+def test_metrics_of_known_labels(predictions):
+    found = metrics(predictions, np.array([[1.5, 1.0], [NAN, 0.0]]))
+    assert found["gap"]["mae"] == pytest.approx(0.5) and found["gap"]["n"] == 1
+    assert found["metal"]["accuracy"] == 1.0 and found["metal"]["n"] == 2
+    assert metrics(predictions, np.array([[1.5, 1.0], [NAN, 1.0]]), np.array([1]))["metal"]["accuracy"] == 0.0
+
+
+def test_predict_gives_units_and_takes_any_layout():
+    normaliser = Normaliser(np.array([10.0], np.float32), np.array([2.0], np.float32))
+    model = Model(GraphConfig(), toy.SIZES, (toy.ENERGY,), normaliser, (toy.variables(moved=True),))
+    plain = Model(
+        GraphConfig(), toy.SIZES, (toy.ENERGY,), Normaliser(np.zeros(1), np.ones(1)), (toy.variables(moved=True),)
+    )
+    found = predict(model, toy.dataset())
+    assert found.ids == toy.dataset().ids
+    np.testing.assert_allclose(found.mean, 10 + 2 * predict(plain, toy.dataset()).mean, rtol=1e-6)
+    np.testing.assert_allclose(predict(model, toy.dataset(places=12)).mean, found.mean, rtol=1e-5)
+    records = [toy.record(seed) for seed in range(toy.N)]
+    np.testing.assert_array_equal(predict(model, records).mean, found.mean)
+    other = Model(GraphConfig(cutoff=5.0), toy.SIZES, (toy.ENERGY,), normaliser, model.members)
+    with pytest.raises(InputError, match="cutoff"):
+        predict(other, toy.dataset())
+
+
+RNG = np.random.default_rng(1)
+ERRORS = RNG.gamma(2.0, 1.0, 200)
+COMPARISONS = {
+    "half the error": (ERRORS, 0.5 * ERRORS, "helps"),
+    "a little less, on nearly every crystal": (ERRORS, ERRORS - 0.05 * RNG.random(200) - 0.01, "helps"),
+    "twice the error": (ERRORS, 2 * ERRORS, "hurts"),
+    "other errors of the same size": (ERRORS, RNG.permutation(ERRORS), "no evidence"),
+    "the same": (ERRORS, ERRORS, "no evidence"),
+    "one outlier less": (np.r_[np.ones(60), 500.0], np.r_[np.full(60, 1.01), 1.0], "no evidence"),
+    "three crystals": (np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.0, 1.5]), "no evidence"),
+}
+
+
+@pytest.mark.parametrize(("baseline", "other", "verdict"), COMPARISONS.values(), ids=COMPARISONS)
+def test_comparison(baseline, other, verdict):
+    found = compare(baseline, other)
+    assert found.verdict == verdict, found
+    assert found.low <= found.gain_percent <= found.high
+    assert found.gain_percent == pytest.approx(100 * (1 - other.mean() / baseline.mean()))
+
+
+def test_comparison_is_seeded():
+    other = RNG.permutation(ERRORS)
+    assert compare(ERRORS, other, seed=3) == compare(ERRORS, other, seed=3)
+    assert compare(ERRORS, other, seed=3).low != compare(ERRORS, other, seed=4).low
+
+
+def test_no_false_alarm_on_noise():
+    """Two equally good ways are told apart in about one case of twenty, not in half of them."""
+    rng = np.random.default_rng(0)
+    found = [compare(rng.gamma(2, 1, 40), rng.gamma(2, 1, 40), resamples=400).verdict for _ in range(100)]
+    assert 100 - found.count("no evidence") <= 12
+
+
+@pytest.mark.parametrize(("one", "two"), [(3, 4), (0, 0)])
+def test_comparison_needs_the_same_crystals(one, two):
+    with pytest.raises(InputError, match="one for each crystal"):
+        compare(np.ones(one), np.ones(two))

@@ -1,0 +1,213 @@
+"""Runs from Python: what they return, what they write, what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
+
+from tlcgcnn_jax import fit, transfer
+from tlcgcnn_jax import train as training
+from tlcgcnn_jax.bundle import flatten
+from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
+from tlcgcnn_jax.dataset import build_dataset
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.splits import Split, random_split
+from tlcgcnn_jax.strategies import STRATEGIES, Strategy
+from tlcgcnn_jax.textbook import textbook_records
+from tlcgcnn_jax.zoo import load_model
+
+SMALL = {"model": MODEL, "config": ONE_EPOCH}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(records(), Target(K, "GPa"), out=tmp_path_factory.mktemp("run") / "run", **SMALL)
+
+
+def test_metrics_are_those_of_the_predictions(run):
+    labels = np.array([record.targets[K] for record in records()], np.float32).astype(float)
+    for part, rows in (("train", run.split.train), ("val", run.split.val), ("test", run.split.test)):
+        error = run.predictions.values[rows, 0] - labels[rows]
+        assert run.metrics[part]["mae"] == pytest.approx(np.abs(error).mean())
+        assert run.metrics[part]["n"] == len(rows)
+
+
+def test_the_normaliser_sees_the_training_crystals_alone(run):
+    labels = np.array([record.targets[K] for record in records()])
+    assert run.model.normaliser.mean[0] == pytest.approx(labels[run.split.train].mean(), rel=1e-6)
+    assert run.model.normaliser.std[0] == pytest.approx(labels[run.split.train].std(), rel=1e-6)
+
+
+def test_the_folder_is_a_model_that_predicts_the_same(run):
+    again = predict(load_model(run.folder), records())
+    np.testing.assert_allclose(again.members, run.predictions.members, rtol=1e-5)
+    assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics
+    settings = json.loads((run.folder / "settings.json").read_text())
+    assert settings["verb"] == "train" and settings["training"]["epochs"] == 1 and settings["versions"]["jax"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run):
+    with pytest.raises(InputError, match="exists and is not empty; give another folder"):
+        fit(records(), Target(K, "GPa"), out=run.folder, **SMALL)
+
+
+def test_a_finished_run_is_read_and_not_trained_again(run, monkeypatch):
+    monkeypatch.setattr(training, "train_scan", lambda *_: pytest.fail("trained again"))
+    again = fit(records(), Target(K, "GPa"), out=run.folder, resume=True, **SMALL)
+    assert again.metrics == run.metrics and again.history == run.history
+
+
+def test_the_same_settings_give_the_same_network(run):
+    again = fit(records(), Target(K, "GPa"), **SMALL)
+    assert again.folder is None
+    for path, array in flatten(run.model.members[0]).items():
+        np.testing.assert_array_equal(array, flatten(again.model.members[0])[path], err_msg=path)
+
+
+def test_an_ensemble_is_its_members(run, tmp_path):
+    both = fit(records(), Target(K, "GPa"), seeds=2, out=tmp_path / "run", **SMALL)
+    np.testing.assert_array_equal(both.predictions.members[0], run.predictions.members[0])
+    assert np.abs(both.predictions.members[1] - both.predictions.members[0]).max() > 0
+    np.testing.assert_allclose(both.predictions.mean, both.predictions.members.mean(0))
+    assert "std" in table(tmp_path / "run" / "test_results.csv")[0]
+    assert [row["member"] for row in both.history] == [0, 1]
+
+
+def test_an_ensemble_as_source_gives_its_members_in_turn(run):
+    both = fit(records(), Target(K, "GPa"), seeds=2, **SMALL).model
+    moved = transfer(records(), both, "frozen", K, seeds=3, config=ONE_EPOCH)
+    kernels = [flatten(member)["params/conv_0/bias"] for member in moved.model.members]
+    before = [flatten(member)["params/conv_0/bias"] for member in both.members]
+    for kernel, expected in zip(kernels, (before[0], before[1], before[0]), strict=True):
+        np.testing.assert_array_equal(kernel, expected)
+
+
+KEPT = {
+    "scratch": set(),
+    "full": set(),
+    "frozen": {"params/embedding", "params/conv_0", "batch_stats/conv_0"},
+    "head": {"params/embedding", "params/conv_0", "batch_stats/conv_0", "params/head/hidden_0"},
+}
+
+
+@pytest.mark.parametrize("name, kept", KEPT.items(), ids=KEPT.keys())
+def test_a_strategy_trains_what_it_says_and_nothing_else(name, kept):
+    moved = transfer(records(), source(), name, K, config=ONE_EPOCH)
+    before, after = flatten(source().members[0]), flatten(moved.model.members[0])
+    assert before.keys() == after.keys() and set(KEPT) == set(STRATEGIES)
+    same = {path for path in after if np.array_equal(before[path], after[path])}
+    assert same == {path for path in after if path.startswith(tuple(f"{module}/" for module in kept))}
+    assert moved.account is not None and len(moved.account.leaves) == len(after)
+
+
+def test_multipliers_and_strategies_of_ones_own():
+    keep = Strategy("keep the embedding", "all but the embedding is trained", ("head/*",), (("*", 1.0),))
+    moved = transfer(records(), source(), keep, K, multipliers=(("embedding/*", 0),), config=ONE_EPOCH)
+    before, after = flatten(source().members[0]), flatten(moved.model.members[0])
+    changed = {path.split("/")[1] for path in after if not np.array_equal(before[path], after[path])}
+    assert changed == {"conv_0", "head"}
+
+
+def test_two_targets_with_missing_labels(tmp_path):
+    crystals = textbook_records((K, GAP))[:30]
+    known = np.isfinite([[record.targets[name] for name in (K, GAP)] for record in crystals])
+    assert not known.all()  # or the test shows nothing
+    result = fit(crystals, (Target(K, "GPa"), Target(GAP, "eV")), out=tmp_path / "run", **SMALL)
+    for column, name in enumerate((K, GAP)):
+        assert result.metrics["targets"][name]["train"]["n"] == known[result.split.train, column].sum()
+    assert result.predictions.values.shape == (30, 2)
+    assert len(list((tmp_path / "run").glob("parity_*.png"))) == 2
+
+
+def test_a_logarithm_is_learnt_and_the_unit_kept():
+    result = fit(records(), Target(K, "GPa", transform="log10"), **SMALL)
+    labels = np.log10([record.targets[K] for record in records()])
+    assert result.model.normaliser.mean[0] == pytest.approx(labels[result.split.train].mean(), rel=1e-5)
+    assert (result.predictions.values > 0).all() and result.predictions.values.max() > 10  # GPa, not decades
+
+
+def test_a_frame_with_structures(tmp_path):
+    """As matminer makes them."""
+    import pandas as pd
+    from pymatgen.core import Structure
+
+    crystals = records(12)
+    structures = [
+        Structure(r.structure.lattice, r.structure.atomic_numbers.tolist(), r.structure.frac_coords) for r in crystals
+    ]
+    moduli = [record.targets[K] for record in crystals]
+    frame = pd.DataFrame({"structure": structures, "k_vrh": moduli, "note": "x"}, index=[f"f{i}" for i in range(12)])
+    result = fit(frame, "k_vrh", **SMALL)
+    assert result.predictions.ids == [f"f{i}" for i in range(12)]
+    assert sum(part["n"] for part in result.metrics.values()) == 12
+    assert predict(result.model, frame[["structure"]]).values.shape == (12, 1)
+
+
+def test_a_run_of_ones_own_split_without_validation_and_test():
+    rows = Split(np.arange(10), np.array([], int), np.array([], int))
+    result = fit(records(), K, split=rows, **SMALL)
+    assert set(result.metrics) == {"train"} and result.metrics["train"]["n"] == 10
+    assert len(result.predictions.ids) == 20
+
+
+REFUSED = {
+    "no target": (lambda: fit(records()), "Name at least one target column"),
+    "a dataset without targets": (lambda: fit(build_dataset(records(4))), "prepared without a target column"),
+    "another target than the dataset's": (
+        lambda: fit(build_dataset(records(4), targets=(K,)), GAP),
+        f"has no target {GAP}; it has {K}",
+    ),
+    "no seeds": (lambda: fit(records(), K, seeds=0), "seeds is 0"),
+    "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),
+    "unknown strategy": (lambda: transfer(records(), source(), "half", K), "no strategy 'half'; there are: scratch"),
+    "multiplier of nothing": (
+        lambda: transfer(records(), source(), "full", K, multipliers=(("conv_9*", 0.1),), config=ONE_EPOCH),
+        "conv_9",
+    ),
+    "negative multiplier": (
+        lambda: transfer(records(), source(), "full", K, multipliers=(("conv_*", -1),)),
+        "conv_.* is -1",
+    ),
+    "a dataset of another cutoff": (
+        lambda: transfer(build_dataset(records(4), targets=(K,), graph=GraphConfig(cutoff=6)), source(), "full", K),
+        "cutoff is 6, the model's 8.0",
+    ),
+    "no labels to train on": (
+        lambda: fit(records(5, (K,)) + textbook_records((GAP,))[:0], Target(K, transform="log"), split=_nothing()),
+        "not one training crystal has a label",
+    ),
+}
+
+
+def _nothing():
+    return Split(np.array([], int), np.array([0]), np.array([1]))
+
+
+@pytest.mark.parametrize("run, message", REFUSED.values(), ids=REFUSED.keys())
+def test_bad_arguments_are_refused(run, message):
+    with pytest.raises(InputError, match=message):
+        run()
+
+
+def test_crystals_that_cannot_be_read_are_in_the_result():
+    bad = records(1)[0]
+    far = bad.structure._replace(lattice=np.eye(3) * 1e3, atomic_numbers=np.array([18]), frac_coords=np.zeros((1, 3)))
+    crystals = [*records(12), type(bad)("far", far, bad.targets)]
+    with pytest.raises(InputError, match="far.* has no neighbour"):
+        fit(crystals, K, **SMALL)
+    result = fit(crystals, K, on_error="skip", **SMALL)
+    assert [skipped.id for skipped in result.predictions.skipped] == ["far"]
+    assert len(result.predictions.ids) == 12
+
+
+def test_early_stopping_is_resumed_as_stopped(tmp_path, monkeypatch):
+    config = TrainConfig(epochs=40, batch_size=8, patience=2, learning_rate=0.5, schedule="constant")
+    first = fit(records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0))
+    assert 3 <= len(first.history) < 40
+    monkeypatch.setattr(training, "train_scan", lambda *_: pytest.fail("trained again"))
+    again = fit(
+        records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0), resume=True
+    )
+    assert len(again.history) == len(first.history) and again.metrics == first.metrics

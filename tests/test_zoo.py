@@ -1,0 +1,77 @@
+"""The shipped source model: it is there, whole, documented, and knows salt from silicon."""
+
+import socket
+
+import numpy as np
+import pytest
+from tiny import source
+
+from tlcgcnn_jax import textbook_records
+from tlcgcnn_jax.bundle import CARD
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.zoo import folder, load_model, shipped
+
+NAME = "mp-formation-energy"
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The shipped model, loaded with the network closed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked for"))
+        return load_model(NAME)
+
+
+def test_it_is_shipped():
+    assert NAME in shipped()
+
+
+def test_it_is_of_formation_energies_with_the_default_graph_settings(model):
+    (target,) = model.targets
+    assert (target.unit, target.kind, target.transform) == ("eV/atom", "regression", "identity")
+    assert (model.graph.cutoff, model.graph.neighbours, model.graph.ties) == (8.0, 12, "shell")
+
+
+# Materials Project (GGA): NaCl -2.1 eV/atom, elemental silicon 0, GaAs -0.4; a quarter of an eV is left to the model.
+KNOWN = {"NaCl": (-2.1, 0.25), "Si": (0.0, 0.25), "GaAs": (-0.4, 0.25)}
+
+
+@pytest.mark.parametrize("name, energy, margin", [(name, *known) for name, known in KNOWN.items()], ids=KNOWN.keys())
+def test_it_predicts_known_crystals(model, name, energy, margin):
+    (crystal,) = [record for record in textbook_records(()) if record.id.split("-")[-1] == name]
+    predicted = predict(model, [crystal]).values
+    assert predicted.shape == (1, 1)
+    assert predicted[0, 0] == pytest.approx(energy, abs=margin)
+
+
+def test_its_card_names_data_licence_and_error(model):
+    card = (folder() / NAME / CARD).read_text().lower()
+    for word in ("data:", "licen", "materials project", "test:", "mae"):
+        assert word in card, word
+    assert 0 < model.metrics["test"]["mae"] < 0.1
+    assert model.notes["crystals trained on"] > 1000
+
+
+def test_its_weights_are_small_enough_to_ship(model):
+    size = sum(path.stat().st_size for path in (folder() / NAME).iterdir())
+    assert size < 10e6
+    assert all(np.isfinite(leaf).all() for member in model.members for leaf in _leaves(member))
+
+
+def _leaves(tree):
+    for value in tree.values():
+        yield from _leaves(value) if isinstance(value, dict) else [value]
+
+
+def test_a_name_that_is_not_shipped_is_answered_by_those_that_are():
+    with pytest.raises(InputError, match="mp-nothing: neither a folder nor a shipped model; shipped are: "):
+        load_model("mp-nothing")
+
+
+def test_a_folder_is_loaded_as_it_was_saved(tmp_path):
+    source().save(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert (again.targets, again.graph, again.model) == (source().targets, source().graph, source().model)
+    for one, other in zip(_leaves(again.members[0]), _leaves(source().members[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
