@@ -1,6 +1,7 @@
 """Runs from Python: what they return, what they write, what they refuse."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.run import _Interrupts
 from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import STRATEGIES, Strategy
 from tlcgcnn_jax.textbook import textbook_records
@@ -211,3 +213,14 @@ def test_early_stopping_is_resumed_as_stopped(tmp_path, monkeypatch):
         records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0), resume=True
     )
     assert len(again.history) == len(first.history) and again.metrics == first.metrics
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_is_not_lost_and_the_second_does_not_wait(times):
+    before, went_on = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), _Interrupts(wait=True):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        went_on.append(True)
+    assert went_on == [True] * (times == 1)
+    assert signal.getsignal(signal.SIGINT) is before
