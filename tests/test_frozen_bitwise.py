@@ -108,8 +108,8 @@ def test_optimizer_holds_every_trained_parameter_once(rates, config, names):
     params = start()["params"]
     program = Program(CGCNN(toy.SIZES, 1, 4), (toy.ENERGY,), config, rates)
     state = init_state(program, start())
-    trained = [path for path, rate in zip(parameter_paths(params), jax.tree.leaves(rate_tree(params, rates)), strict=True)
-               if rate]  # fmt: skip
+    multipliers = jax.tree.leaves(rate_tree(params, rates))
+    trained = [path for path, rate in zip(parameter_paths(params), multipliers, strict=True) if rate]
     for name in names:
         assert sorted(optimizer_paths(state.opt_state, name)) == sorted(trained)
     arrays = [leaf for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf)]

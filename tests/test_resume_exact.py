@@ -144,7 +144,7 @@ def lose_arrays(folder):
         shutil.rmtree(path)
 
 
-# Reading stops at the first bad array; Orbax then drops the loop that the other reads report to, which they complain of.
+# Reading stops at the first bad array; Orbax then drops the loop that the other reads report to, and they complain.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [damage_arrays, damage_meta, lose_arrays])
 def test_damaged_checkpoint_is_told(folder, damage):
