@@ -32,7 +32,7 @@ SOURCE = "mp-formation-energy"
 FOLDS = 5
 CONFIG = TrainConfig(epochs=80, batch_size=32, warmup=0.1)
 # The best of five learning rates for training from scratch, and as good as any for transfer, on other folds than the
-# demonstration's (experiments/demo_learning_rates).
+# demonstration's (experiments/demo).
 LEARNING_RATES = {"scratch": 1e-2, "full": 1e-2}
 TASKS = (
     ("Bulk modulus", Target("bulk_modulus_gpa", unit="GPa", transform="log10")),

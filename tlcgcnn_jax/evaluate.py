@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.batching import pad_budget
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
@@ -85,7 +84,7 @@ class Predictions:
 
 
 def predict(
-    model: Model, inputs: Any, *, on_error: str = "raise", batch_size: int = 128, progress: bool = False
+    model: Model, inputs: Any, *, on_error: str = "raise", batch_size: int | None = None, progress: bool = False
 ) -> Predictions:
     """Predict the targets of crystals; graphs are built from the model's own settings.
 
@@ -93,7 +92,7 @@ def predict(
         model: From `load_model`, `fit` or `transfer`.
         inputs: Whatever `read_structures` takes (a path, pymatgen Structures, a DataFrame, …), or a prepared dataset.
         on_error: "raise", or "skip" to list bad crystals in `skipped` and go on.
-        batch_size: Crystals in a batch, on average.
+        batch_size: Crystals in a batch, on average; default: what is fastest on the device.
         progress: Show a bar while crystals are read.
 
     Raises:
@@ -105,10 +104,9 @@ def predict(
     else:
         dataset = build_dataset(inputs, graph=model.graph, on_error=on_error, progress=progress)
     model = replace(model, graph=dataset.graph)  # the same graphs, in the dataset's layout
-    budget = pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places) if len(dataset) else None
     members = [
         losses.denormalise(
-            network_outputs(model.network, member, dataset, budget=budget), model.targets, model.normaliser
+            network_outputs(model.network, member, dataset, batch_size), model.targets, model.normaliser
         )
         for member in model.members
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.elements import MAX_ATOMIC_NUMBER, symbols
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.search_order import search_rank
 from tlcgcnn_jax.structures import Crystal
 
 CLOSEST = 0.4  # Å; two sites nearer than this are one site written twice, or a lattice in the wrong unit
@@ -16,6 +17,7 @@ _SAME_SITE = 1e-8  # Å; pymatgen's tolerance for "the atom itself"
 # Å; images of one sender nearer than this are one edge. Far below the tolerance of ties: merging images is only
 # possible where the cell repeats few atoms, and must not show when a supercell keeps them apart.
 _SAME_DISTANCE = 1e-5
+_NEARLY_EQUAL = 1e-9  # Å; only such distances can change places by the rounding of a sort key
 _NOISE = 1e-6  # Å; equal distances differ by less than this from rounding
 _FIRST_RADIUS = 1.2  # times the radius that holds k + 1 atoms at the crystal's density: most searches end there
 _GROWTH = 1.3
@@ -71,6 +73,7 @@ class _Edges(NamedTuple):
     atom: np.ndarray  # [n_edge], receiver, counted over all crystals
     sender: np.ndarray  # [n_edge], counted from 0 in each crystal
     distance: np.ndarray  # [n_edge], Å
+    image: np.ndarray  # [n_edge, 3], cell of the sender; [n_edge, 0] where the order of equal distances is of no matter
 
 
 def build_graph(crystal: Crystal, config: GraphConfig = GraphConfig(), where: str = "") -> Graph:
@@ -184,7 +187,7 @@ def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple
     last = np.full(n, np.inf)
     parts: list[_Edges] = []
     while len(atoms):
-        edges = _search(cells, atoms, radius, k)
+        edges = _search(cells, atoms, radius, config)
         _check_close(edges, cells, wheres)
         order = np.argsort(edges.atom * (2 * config.cutoff) + edges.distance)
         count = np.bincount(edges.atom, minlength=n)
@@ -210,28 +213,24 @@ def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple
     return edges, last
 
 
-def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, k: int) -> _Edges:
-    """The neighbours of `atoms` within each crystal's radius; far ones are dropped where k nearer ones are known."""
+def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, config: GraphConfig) -> _Edges:
+    """The neighbours of `atoms` within each crystal's radius."""
     find = _finder()
     whole = len(atoms) == len(cells.coords)
     bounds = cells.first if whole else np.searchsorted(atoms, cells.first)
     crystals = np.flatnonzero(bounds[1:] > bounds[:-1]).tolist()
-    first, part, radii, first_radii = cells.first.tolist(), bounds.tolist(), radius.tolist(), cells.radius.tolist()
+    first, part, radii = cells.first.tolist(), bounds.tolist(), radius.tolist()
+    axes = 0 if config.ties == "shell" else 3
     found = []
     for i in crystals:
         coords = cells.coords[first[i] : first[i + 1]]
         centres = coords if whole else cells.coords[atoms[part[i] : part[i + 1]]]
-        centre, sender, _, distance = find(coords, centres, radii[i], _PERIODIC, cells.lattice[i], _SAME_SITE)
-        if len(centres) == len(coords) and radii[i] > first_radii[i]:
-            near = distance <= first_radii[i]
-            if np.bincount(centre[near], minlength=len(coords)).min() > k:  # one of them is the atom itself
-                centre, sender, distance = centre[near], sender[near], distance[near]
-        found.append((centre, sender, distance))
-    centre, sender, distance = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        found.append(find(coords, centres, radii[i], _PERIODIC, cells.lattice[i], _SAME_SITE))
+    centre, sender, image, distance = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     centre += np.repeat(bounds[crystals], [len(arrays[0]) for arrays in found])
     atom = centre if whole else atoms[centre]
     other = (distance > _SAME_SITE) | (sender != atom - cells.first[cells.crystal[atom]])
-    return _Edges(atom[other], sender[other], distance[other])
+    return _Edges(atom[other], sender[other], distance[other], image[other, :axes])
 
 
 def _check_close(edges: _Edges, cells: _Cells, wheres: Sequence[str]) -> None:
@@ -269,37 +268,40 @@ def _merge(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig
     atom, sender = edges.atom[order][start], edges.sender[order][start]
     # float32 first, so that distances equal in the saved graph are ordered by sender
     order = np.argsort(atom * (2 * config.cutoff) + mean.astype(np.float32), kind="stable")
-    return _Edges(atom[order], sender[order], mean[order]), total[order]
+    return _Edges(atom[order], sender[order], mean[order], edges.image[:0]), total[order]
 
 
 def _first_k(edges: _Edges, last: np.ndarray, cells: _Cells, config: GraphConfig) -> _Edges:
-    """The first k neighbours of a stable sort of what the search found, as the original cuts them.
-
-    Which of several equal distances a search meets first depends on its radius, and the original's is the cutoff. So
-    crystals in which an atom has different neighbours at the very same distance are searched again with that.
-    """
-    edges = _sorted(edges)
-    atom, sender, distance = edges
-    equal = (atom[1:] == atom[:-1]) & (distance[1:] == distance[:-1]) & (sender[1:] != sender[:-1])
-    unclear = np.zeros(len(cells.first) - 1, bool)
-    unclear[cells.crystal[atom[1:][equal]]] = True
-    if unclear.any():
-        again = np.flatnonzero(unclear[cells.crystal])
-        found = _search(cells, again, np.full_like(cells.radius, config.cutoff), config.neighbours)
-        near = found.distance <= last[found.atom] + _NOISE
-        found = _sorted(_Edges(*(array[near] for array in found)))
-        clear = ~unclear[cells.crystal[atom]]
-        edges = _Edges(*(np.concatenate([a[clear], b]) for a, b in zip(edges, found, strict=True)))
-        order = np.argsort(edges.atom, kind="stable")
-        edges = _Edges(*(array[order] for array in edges))
+    """The first k neighbours by distance, in the order of the original where distances are equal."""
+    order = np.argsort(edges.atom * (2 * config.cutoff) + edges.distance)
+    atom, distance = edges.atom[order], edges.distance[order]
+    # The sum above is good to 1e-11 Å: what is nearer to each other than that is put in order exactly.
+    near = np.zeros(len(order) + 1, bool)
+    near[1:-1] = (atom[1:] == atom[:-1]) & (np.abs(distance[1:] - distance[:-1]) < _NEARLY_EQUAL)
+    tied = np.flatnonzero(near[1:] | near[:-1])
+    edge = order[tied]
+    crystal = cells.crystal[edges.atom[edge]]
+    sender = edges.sender[edge] + cells.first[crystal]
+    rank, unsure = search_rank(cells.lattice, cells.coords, cells.first, crystal, sender, edges.image[edge], config.cutoff)
+    group = np.cumsum(~near[:-1])[tied]
+    order[tied] = edge[np.lexsort((rank, edges.distance[edge], group))]
+    edges = _Edges(*(array[order] for array in edges))
+    if unsure.any():
+        edges = _search_again(edges, last, np.unique(crystal[unsure]), cells, config)
     count = np.bincount(edges.atom, minlength=len(cells.coords))
     place = np.arange(len(edges.atom)) - (np.cumsum(count) - count)[edges.atom]
     return _Edges(*(array[place < config.neighbours] for array in edges))
 
 
-def _sorted(edges: _Edges) -> _Edges:
-    """By atom, then distance; the order of the search where both are equal."""
-    order = np.lexsort((edges.distance, edges.atom))
+def _search_again(
+    edges: _Edges, last: np.ndarray, crystals: np.ndarray, cells: _Cells, config: GraphConfig
+) -> _Edges:
+    """The same edges, those of some crystals in the order of a search over the whole cutoff."""
+    chosen = np.isin(cells.crystal, crystals)
+    found = _search(cells, np.flatnonzero(chosen), np.full_like(cells.radius, config.cutoff), config)
+    kept, near = ~chosen[edges.atom], found.distance <= last[found.atom] + _NOISE
+    edges = _Edges(*(np.concatenate([a[kept], b[near]]) for a, b in zip(edges, found, strict=True)))
+    order = np.lexsort((edges.distance, edges.atom))  # stable
     return _Edges(*(array[order] for array in edges))
 
 
@@ -311,7 +313,7 @@ def _invent(edges: _Edges, cells: _Cells, config: GraphConfig) -> _Edges:
     sender = np.concatenate([edges.sender, np.zeros(extra, np.int64)])
     distance = np.concatenate([edges.distance, np.full(extra, config.cutoff + 1.0)])
     order = np.argsort(atom, kind="stable")
-    return _Edges(atom[order], sender[order], distance[order])
+    return _Edges(atom[order], sender[order], distance[order], edges.image[:0])
 
 
 def _place(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig) -> Graphs:

@@ -178,7 +178,11 @@ def eval_scan(model: CGCNN, variables: Variables, batches: Batch) -> Array:
 
 
 def network_outputs(
-    model: CGCNN, variables: Variables, dataset: CrystalDataset, batch_size: int = 128, budget: PadBudget | None = None
+    model: CGCNN,
+    variables: Variables,
+    dataset: CrystalDataset,
+    batch_size: int | None = None,
+    budget: PadBudget | None = None,
 ) -> np.ndarray:
     """Outputs of the network for every crystal of a dataset, in its order.
 
@@ -186,7 +190,7 @@ def network_outputs(
         model: The network.
         variables: {"params", "batch_stats"}.
         dataset: Packed crystals; labels are not looked at.
-        batch_size: Crystals in a batch, on average.
+        batch_size: Crystals in a batch, on average; default: what is fastest, 32 on a CPU, whose caches hold no more.
         budget: A shape to share with earlier calls, instead of one made from this dataset's sizes.
 
     Returns:
@@ -195,6 +199,7 @@ def network_outputs(
     out = np.zeros((len(dataset), model.outputs), np.float32)
     if not len(dataset):
         return out
+    batch_size = batch_size or (32 if jax.default_backend() == "cpu" else 256)
     budget = budget or pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
     plan = batch_plan(dataset.n_atom, dataset.n_row, budget)
     no_labels = np.zeros((len(dataset), 0), np.float32)

@@ -1,8 +1,8 @@
 """Learning rates for both ways of `tlcgcnn demo`, found with other folds than the demonstration's.
 
-    python experiments/demo_learning_rates/run.py
+    python experiments/demo/learning_rates.py
 
-Writes results.csv beside this file: the cross-validated error of each way at each learning rate.
+Writes learning_rates.csv beside this file: the cross-validated error of each way at each learning rate.
 """
 
 import csv
@@ -34,9 +34,9 @@ def main() -> None:
                     trained = demo._train(dataset, split, target, source, strategy, replace(demo.CONFIG), 100 + fold)
                     prediction = demo._predict(dataset, part.test, target, source, trained)
                     error[part.test] = np.abs(prediction - dataset.targets[part.test, 0])
-                rows.append({"property": title, "unit": target.unit, "way": strategy, "learning_rate": rate, "mae": error.mean()})
+                rows.append({"property": title, "unit": target.unit, "way": strategy, "learning_rate": rate, "mae": round(float(error.mean()), 4)})
                 print(rows[-1], flush=True)
-    with open(Path(__file__).with_name("results.csv"), "w", newline="") as handle:
+    with open(Path(__file__).with_name("learning_rates.csv"), "w", newline="") as handle:
         writer = csv.DictWriter(handle, rows[0])
         writer.writeheader()
         writer.writerows(rows)
