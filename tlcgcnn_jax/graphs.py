@@ -9,7 +9,7 @@ import numpy as np
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.elements import MAX_ATOMIC_NUMBER, symbols
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.search_order import search_rank
+from tlcgcnn_jax.search_order import IMAGE_CODE, search_rank
 from tlcgcnn_jax.structures import Crystal
 
 CLOSEST = 0.4  # Å; two sites nearer than this are one site written twice, or a lattice in the wrong unit
@@ -17,7 +17,7 @@ _SAME_SITE = 1e-8  # Å; pymatgen's tolerance for "the atom itself"
 # Å; images of one sender nearer than this are one edge. Far below the tolerance of ties: merging images is only
 # possible where the cell repeats few atoms, and must not show when a supercell keeps them apart.
 _SAME_DISTANCE = 1e-5
-_NEARLY_EQUAL = 1e-9  # Å; only such distances can change places by the rounding of a sort key
+_NEARLY_EQUAL = 1e-9  # Å; sorting by atom and distance in one number may confuse only such distances
 _NOISE = 1e-6  # Å; equal distances differ by less than this from rounding
 _FIRST_RADIUS = 1.2  # times the radius that holds k + 1 atoms at the crystal's density: most searches end there
 _GROWTH = 1.3
@@ -73,7 +73,7 @@ class _Edges(NamedTuple):
     atom: np.ndarray  # [n_edge], receiver, counted over all crystals
     sender: np.ndarray  # [n_edge], counted from 0 in each crystal
     distance: np.ndarray  # [n_edge], Å
-    image: np.ndarray  # [n_edge, 3], cell of the sender; [n_edge, 0] where the order of equal distances is of no matter
+    image: np.ndarray  # [n_edge], cell of the sender as one number
 
 
 def build_graph(crystal: Crystal, config: GraphConfig = GraphConfig(), where: str = "") -> Graph:
@@ -178,8 +178,8 @@ def _check(crystals: Sequence[Crystal], config: GraphConfig, wheres: Sequence[st
 def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple[_Edges, np.ndarray]:
     """Every neighbour up to the distance of the k-th one plus the tolerance; and that distance, for each atom.
 
-    The edges of an atom are in the order in which the search found them. The distance is infinite for an atom with
-    fewer than k neighbours within the cutoff.
+    Edges are sorted by atom, and by distance to the last few bits. The distance is infinite for an atom with fewer
+    than k neighbours within the cutoff.
     """
     n, k, tolerance = len(cells.coords), config.neighbours, _tolerance(config)
     radius = cells.radius
@@ -196,12 +196,15 @@ def _nearest(cells: _Cells, config: GraphConfig, wheres: Sequence[str]) -> tuple
         short = (last + tolerance > radius[cells.crystal]) & (radius < config.cutoff)[cells.crystal]
         last[short] = np.inf
         done = (edges.distance <= last[edges.atom] + tolerance) & ~short[edges.atom]
-        parts.append(_Edges(*(array[done] for array in edges)))
+        chosen = order[done[order]]
+        parts.append(_Edges(*(array[chosen] for array in edges)))
         atoms = atoms[short[atoms]]
         radius = np.minimum(radius * _GROWTH, config.cutoff)
     edges = parts[0]
     if len(parts) > 1:
         edges = _Edges(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        order = np.argsort(edges.atom, kind="stable")
+        edges = _Edges(*(array[order] for array in edges))
     lonely = np.bincount(edges.atom, minlength=n) == 0
     if lonely.any() and not config.legacy_padding:
         atom = int(np.argmax(lonely))
@@ -220,7 +223,6 @@ def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, config: GraphC
     bounds = cells.first if whole else np.searchsorted(atoms, cells.first)
     crystals = np.flatnonzero(bounds[1:] > bounds[:-1]).tolist()
     first, part, radii = cells.first.tolist(), bounds.tolist(), radius.tolist()
-    axes = 0 if config.ties == "shell" else 3
     found = []
     for i in crystals:
         coords = cells.coords[first[i] : first[i + 1]]
@@ -230,7 +232,9 @@ def _search(cells: _Cells, atoms: np.ndarray, radius: np.ndarray, config: GraphC
     centre += np.repeat(bounds[crystals], [len(arrays[0]) for arrays in found])
     atom = centre if whole else atoms[centre]
     other = (distance > _SAME_SITE) | (sender != atom - cells.first[cells.crystal[atom]])
-    return _Edges(atom[other], sender[other], distance[other], image[other, :axes])
+    # The cell is of use only where the order of equal distances matters.
+    image = np.zeros_like(distance) if config.ties == "shell" else image @ IMAGE_CODE
+    return _Edges(atom[other], sender[other], distance[other], image[other])
 
 
 def _check_close(edges: _Edges, cells: _Cells, wheres: Sequence[str]) -> None:
@@ -273,19 +277,17 @@ def _merge(edges: _Edges, weight: np.ndarray, cells: _Cells, config: GraphConfig
 
 def _first_k(edges: _Edges, last: np.ndarray, cells: _Cells, config: GraphConfig) -> _Edges:
     """The first k neighbours by distance, in the order of the original where distances are equal."""
-    order = np.argsort(edges.atom * (2 * config.cutoff) + edges.distance)
-    atom, distance = edges.atom[order], edges.distance[order]
-    # The sum above is good to 1e-11 Å: what is nearer to each other than that is put in order exactly.
-    near = np.zeros(len(order) + 1, bool)
+    atom, distance = edges.atom, edges.distance
+    near = np.zeros(len(atom) + 1, bool)
     near[1:-1] = (atom[1:] == atom[:-1]) & (np.abs(distance[1:] - distance[:-1]) < _NEARLY_EQUAL)
     tied = np.flatnonzero(near[1:] | near[:-1])
-    edge = order[tied]
-    crystal = cells.crystal[edges.atom[edge]]
-    sender = edges.sender[edge] + cells.first[crystal]
-    rank, unsure = search_rank(cells.lattice, cells.coords, cells.first, crystal, sender, edges.image[edge], config.cutoff)
+    crystal = cells.crystal[atom[tied]]
+    sender = edges.sender[tied] + cells.first[crystal]
+    rank, unsure = search_rank(cells.lattice, cells.coords, cells.first, crystal, sender, edges.image[tied], config.cutoff)
     group = np.cumsum(~near[:-1])[tied]
-    order[tied] = edge[np.lexsort((rank, edges.distance[edge], group))]
-    edges = _Edges(*(array[order] for array in edges))
+    order = tied[np.lexsort((rank, distance[tied], group))]
+    for array in edges:
+        array[tied] = array[order]
     if unsure.any():
         edges = _search_again(edges, last, np.unique(crystal[unsure]), cells, config)
     count = np.bincount(edges.atom, minlength=len(cells.coords))

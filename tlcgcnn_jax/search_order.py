@@ -8,6 +8,7 @@ images of the atoms backwards; so the order follows from where an image lies, an
 import numpy as np
 
 _SEARCH_TOLERANCE = 1e-8  # Å, of pymatgen's search
+IMAGE_CODE = np.array([65536.0, 256.0, 1.0])  # the three indices of a cell, each between -128 and 127, in one number
 _UNSURE = 1e-10  # Å; nearer to the wall of a cube than this, rounding decides which cube an image is in
 
 
@@ -28,7 +29,7 @@ def search_rank(
         first: int [n_crystal + 1], index of each crystal's first atom.
         crystal: int [n_edge], the crystal that a neighbour belongs to.
         sender: int [n_edge], counted over all crystals.
-        image: float64 [n_edge, 3], the cell of the neighbour as the search names it.
+        image: float64 [n_edge], the cell of the neighbour as the search names it, times `IMAGE_CODE`.
         cutoff: Å.
 
     Returns:
@@ -41,6 +42,8 @@ def search_rank(
     fractional = _product(coords, _inverse(lattice)[of_atom])
     # An atom that rounding puts just outside the cell is moved by a whole cell, and its images are counted from there.
     moved = fractional - fractional % 1
+    code = np.rint(image).astype(np.int64) + 128 * int(IMAGE_CODE.sum())
+    image = np.stack([code >> 16, code >> 8 & 255, code & 255], 1) - 128.0
     cells = np.rint(image + moved[sender]).astype(np.int64)
     lowest = np.minimum.reduceat(coords, first[:-1])[crystal] - cutoff - _SEARCH_TOLERANCE
     position = coords[sender] + (image[:, None, :] @ lattice[crystal])[:, 0, :]
@@ -48,11 +51,8 @@ def search_rank(
     cube = np.floor(depth / cutoff).astype(np.int64)
     inside = depth - cube * cutoff
     unsure = ((inside < _UNSURE) | (cutoff - inside < _UNSURE)).any(1) | (np.abs(cells) >= 128).any(1)
-    rank = np.zeros(len(sender), np.int64)
-    for axis in range(3):
-        rank = rank * 64 + cube[:, axis]
-    for axis in range(3):
-        rank = rank * 256 + (127 - cells[:, axis])
+    rank = cube @ np.array([2**12, 2**6, 1])
+    rank = rank * 2**24 + (127 - cells) @ np.array([2**16, 2**8, 1])
     return rank * 2**16 + (2**16 - 1 - (sender - first[crystal])), unsure
 
 
