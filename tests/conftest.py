@@ -14,7 +14,9 @@ def shared_data() -> Path:
     """Folder of real crystals beside the project; skipped without it, but required where CI is set."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        message = f"needs the data sets in {folder.parent.name}/{folder.name} beside the project, which are not part of it"
+        message = (
+            f"needs the data sets in {folder.parent.name}/{folder.name} beside the project, which are not part of it"
+        )
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

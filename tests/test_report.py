@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tlcgcnn_jax import figure, plots
+from tlcgcnn_jax import files, plots
 from tlcgcnn_jax.config import Target, to_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
@@ -226,7 +226,7 @@ def test_an_interrupt_leaves_the_old_file(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(figure.os, "replace", interrupted)
+    monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         plots.learning_curve(history(), path)
     assert path.read_bytes() == b"old"

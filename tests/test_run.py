@@ -209,9 +209,7 @@ def test_early_stopping_is_resumed_as_stopped(tmp_path, monkeypatch):
     first = fit(records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0))
     assert 3 <= len(first.history) < 40
     monkeypatch.setattr(training, "train_scan", lambda *_: pytest.fail("trained again"))
-    again = fit(
-        records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0), resume=True
-    )
+    again = fit(records(), K, model=MODEL, config=config, out=tmp_path / "run", split=random_split(20, 0), resume=True)
     assert len(again.history) == len(first.history) and again.metrics == first.metrics
 
 

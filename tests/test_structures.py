@@ -163,9 +163,7 @@ def as_ase_db(folder):
 def as_pandas(folder):
     import pandas as pd
 
-    return pd.DataFrame(
-        {"crystal": [cscl_structure(), cscl_structure()], "k": [1.5, 2], "name": ["one", "two"]}
-    )
+    return pd.DataFrame({"crystal": [cscl_structure(), cscl_structure()], "k": [1.5, 2], "name": ["one", "two"]})
 
 
 def as_records(folder):
@@ -233,9 +231,7 @@ def test_ids_that_are_null_become_row_numbers_and_another_column_can_be_named(tm
 
 
 def test_booleans_are_zero_and_one_and_partly_missing_labels_are_nan(tmp_path):
-    path = write_lines(
-        tmp_path / "s.jsonl", [record("a", metal=True, gap=None), record("b", metal=False, gap="1.2")]
-    )
+    path = write_lines(tmp_path / "s.jsonl", [record("a", metal=True, gap=None), record("b", metal=False, gap="1.2")])
     first, second = read_structures(path, targets=("metal", "gap"))
     assert first.targets["metal"] == 1.0 and math.isnan(first.targets["gap"])
     assert second.targets == {"metal": 0.0, "gap": 1.2}

@@ -61,9 +61,7 @@ def test_cells_are_primitive_and_have_the_formula_of_the_table():
     for record, row in zip(textbook_records(()), ROWS, strict=True):
         numbers = record.structure.atomic_numbers
         assert record.id == row["id"]
-        assert Composition(formula(numbers)).reduced_formula == Composition(row["formula"]).reduced_formula, (
-            row["id"]
-        )
+        assert Composition(formula(numbers)).reduced_formula == Composition(row["formula"]).reduced_formula, row["id"]
         expected = ATOMS.get(row["prototype"].split()[0])
         assert expected in (None, len(numbers)), row["id"]
 
@@ -83,8 +81,6 @@ def test_every_packaged_cell_divides_the_conventional_cell_of_its_row():
 
     for record, row in zip(textbook_records(()), ROWS, strict=True):
         lengths = [float(row[f"{axis}_angstrom"]) for axis in "abc"]
-        conventional = Lattice.from_parameters(
-            *lengths, *(float(row[k]) for k in ("alpha", "beta", "gamma"))
-        ).volume
+        conventional = Lattice.from_parameters(*lengths, *(float(row[k]) for k in ("alpha", "beta", "gamma"))).volume
         ratio = conventional / abs(np.linalg.det(record.structure.lattice))
         assert ratio == pytest.approx(round(ratio), abs=1e-6) and round(ratio) in (1, 2, 3, 4), row["id"]

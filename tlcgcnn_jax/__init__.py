@@ -1,6 +1,6 @@
 """Transfer learning for crystal properties: CGCNN in functional JAX.
 
-Names are loaded when they are first used, so that `import tlcgcnn_jax` is quick and the training path needs no pymatgen.
+Names are loaded when they are first used: `import tlcgcnn_jax` is quick, and the training path needs no pymatgen.
 """
 
 import importlib

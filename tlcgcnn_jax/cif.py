@@ -171,9 +171,7 @@ def _plain_element(name: str, pattern: re.Pattern[str]) -> int:
     return number
 
 
-def _expand(
-    coords: np.ndarray, rotations: np.ndarray, translations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _expand(coords: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct images of the sites under the operators, in the order sites x operators.
 
     Args:
@@ -240,9 +238,7 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
             said = (problems[-1] if problems else str(error)).strip() or type(error).__name__
             raise InputError(f"{where}: this CIF cannot be read: {said.splitlines()[-1]}") from error
     species = [
-        ordered_species(
-            [(_symbol(specie), float(occupancy)) for specie, occupancy in site.species.items()], i, where
-        )
+        ordered_species([(_symbol(specie), float(occupancy)) for specie, occupancy in site.species.items()], i, where)
         for i, site in enumerate(structure)
     ]
     return structure.lattice.matrix, species, structure.frac_coords
@@ -258,6 +254,4 @@ def _check_complete(text: str, where: str) -> None:
         raise InputError(f"{where}: no data_ block was found; this is not a CIF, or it was cut short")
     missing = [tag for tag in ("_cell_length_a", "_atom_site_fract_x") if tag not in text]
     if missing:
-        raise InputError(
-            f"{where}: {' and '.join(missing)} not found; the CIF has no atoms, or was cut short"
-        )
+        raise InputError(f"{where}: {' and '.join(missing)} not found; the CIF has no atoms, or was cut short")

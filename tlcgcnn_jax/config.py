@@ -198,6 +198,9 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "settings") ->
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise InputError(f"{where}: {kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(fields)}")
+    missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise InputError(f"{where}: {kind.__name__} needs {', '.join(missing)}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
 

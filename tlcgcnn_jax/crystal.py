@@ -100,9 +100,7 @@ def make_crystal(lattice: Any, species: Sequence[Any], frac_coords: Any, where: 
     except (TypeError, ValueError):
         cell = np.empty(0)
     if cell.shape != (3, 3):
-        raise InputError(
-            f"{where}: the lattice must be 3 rows of 3 numbers (a, b, c in Å); found {lattice!r:.120}"
-        )
+        raise InputError(f"{where}: the lattice must be 3 rows of 3 numbers (a, b, c in Å); found {lattice!r:.120}")
     if not np.isfinite(cell).all():
         raise InputError(f"{where}: the lattice has a number that is not finite: {cell.tolist()}")
     volume = abs(float(np.linalg.det(cell)))
@@ -124,9 +122,7 @@ def make_crystal(lattice: Any, species: Sequence[Any], frac_coords: Any, where: 
         )
     if not np.isfinite(coords).all():
         site = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
-        raise InputError(
-            f"{where}: site {site + 1} ({species[site]}) has coordinates {coords[site].tolist()}"
-        )
+        raise InputError(f"{where}: site {site + 1} ({species[site]}) has coordinates {coords[site].tolist()}")
     numbers = np.array([atomic_number(s) if isinstance(s, str) else _in_table(s) for s in species], np.int32)
     if not numbers.all():
         site = int(np.flatnonzero(numbers == 0)[0])

@@ -316,18 +316,23 @@ def _pack(items: list[Item], graph: GraphConfig, names: tuple[str, ...], on_erro
                 records.append(parse(item))
             except InputError as error:
                 if on_error == "raise":
-                    raise
+                    raise _advised(error) from error
                 skipped.append(Skipped(item.id, item.where, str(error)))
         try:
             pieces.append(_arrays(records, graph, names))
-        except InputError:
+        except InputError as error:
             if on_error == "raise":
-                raise
+                raise _advised(error) from error
             records, some = _one_by_one(records, graph, names, skipped)
             pieces += some
         ids += [record.id for record in records]
         formulas += [formula(record.structure.atomic_numbers) for record in records]
     return _Piece(ids, formulas, skipped, {n: np.concatenate([piece[n] for piece in pieces]) for n in _ARRAYS})
+
+
+def _advised(error: InputError) -> InputError:
+    advice = "on_error='skip' (--on-error skip) leaves such crystals out and lists them"
+    return error if "skip" in str(error) else InputError(f"{error}; {advice}")
 
 
 def _one_by_one(

@@ -77,7 +77,9 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
         Fit(title, strategy, repeat, fold)
         for repeat in range(repeats) for title, _ in TASKS for fold in range(folds) for strategy in LEARNING_RATES
     ]  # fmt: skip
-    errors = {(title, strategy): np.zeros((repeats, len(data[title]))) for title, _ in TASKS for strategy in LEARNING_RATES}
+    errors = {
+        (title, strategy): np.zeros((repeats, len(data[title]))) for title, _ in TASKS for strategy in LEARNING_RATES
+    }
     sizes = ", ".join(f"{title.lower()} of {len(data[title])} crystals" for title, _ in TASKS)
     print(f"{SOURCE} → {sizes}: {repeats} × {folds}-fold cross-validation, {len(fits)} trainings", file=sys.stderr)
 
@@ -100,10 +102,10 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     content = {
         "title": "Transfer to textbook crystals",
         "text": [
-            f"A network pretrained on {source.notes.get('crystals trained on', 0):,} formation energies of the Materials "
-            f"Project ({SOURCE}), none of them of a formula tested here, against one that starts from nothing.",
-            f"{repeats} × {folds}-fold cross-validation with {config.epochs} epochs each; the error of a crystal is its "
-            "mean over the repeats; intervals are from a bootstrap over crystals, p from Wilcoxon's signed-rank test.",
+            f"A network pretrained on {source.notes.get('crystals trained on', 0):,} formation energies of the "
+            f"Materials Project ({SOURCE}), none of a formula tested here, against one that starts from nothing.",
+            f"{repeats} × {folds}-fold cross-validation, {config.epochs} epochs each; the error of a crystal is its mean "
+            "over the repeats; intervals are from a bootstrap over crystals, p from Wilcoxon's signed-rank test.",
         ],
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
@@ -149,7 +151,12 @@ def _rows(title: str, target: Target, errors: dict[tuple[str, str], np.ndarray])
 
 
 def _final(
-    dataset: CrystalDataset, target: Target, source: Model, config: TrainConfig, folder: Path, rows: Sequence[dict[str, Any]]
+    dataset: CrystalDataset,
+    target: Target,
+    source: Model,
+    config: TrainConfig,
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
 ) -> Path:
     """Train the better way on all crystals, and save the model."""
     own = [row for row in rows if row["unit"] == target.unit]
@@ -159,22 +166,21 @@ def _final(
     metrics = {"cross-validation": {"mae": float(np.mean(best["mae"]))}}
     notes = {"data": "experimental values of textbook crystals, shipped with the package", "source": SOURCE,
              "strategy": best["strategy"], "crystals trained on": len(dataset)}  # fmt: skip
-    model = Model(
-        dataset.graph, source.model, (target,), trained.normaliser, (trained.variables,), metrics, notes
-    )
+    model = Model(dataset.graph, source.model, (target,), trained.normaliser, (trained.variables,), metrics, notes)
     return model.save(folder / f"model-{target.name}")
 
 
 def _tell(rows: Sequence[dict[str, Any]], folder: Path, models: dict[str, Path], page: Path, seconds: float) -> None:
     """The table, where everything lies, and what to do next."""
-    print(f"\n{'property':<20} {'way':<10} {'MAE ± spread of repeats':<24} {'gain':>6}  {'95 % interval':<16} {'p':<8} verdict")
+    header = ("property", "way", "MAE ± spread of repeats", "gain", "95 % interval", "p")
+    print("\n{:<20} {:<10} {:<24} {:>7} {:<16} {:<8} verdict".format(*header))
     for row in rows:
         label = f"{row['target']} ({row['unit']})" if row["strategy"] == "scratch" else ""
         error = f"{np.mean(row['mae']):.3f} ± {np.std(row['mae'], ddof=len(row['mae']) > 1):.3f}"
         end = ""
         if "verdict" in row:
             interval = f"{row['gain_low']:+.0f} to {row['gain_high']:+.0f} %"
-            end = f"{row['gain_percent']:+5.0f} %  {interval:<16} {row['p_value']:<8.2g} transfer: {row['verdict']}"
+            end = f"{row['gain_percent']:+5.0f} % {interval:<16} {row['p_value']:<8.2g} transfer: {row['verdict']}"
         print(f"{label:<20} {row['strategy']:<10} {error:<24} {end}")
     model = models[TASKS[-1][0]]
     print(
@@ -182,7 +188,7 @@ def _tell(rows: Sequence[dict[str, Any]], folder: Path, models: dict[str, Path],
         f"{', '.join(str(path) for path in models.values())}"
         f"\n\nTry a model that was just trained:\n  tlcgcnn predict {model} textbook --out predictions.csv"
         "\n\nWith a folder of CIFs and a spreadsheet of your own:"
-        f"\n  tlcgcnn transfer CIFS --labels SHEET.csv --target COLUMN --source {SOURCE} --strategy full --seeds 3 --out RUN"
+        f"\n  tlcgcnn transfer CIFS --labels SHEET.csv --target COLUMN --source {SOURCE} --strategy full --out RUN"
         "\n  tlcgcnn report RUN"
         "\n  tlcgcnn predict RUN NEW_CIFS --out predictions.csv"
     )

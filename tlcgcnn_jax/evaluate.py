@@ -105,9 +105,7 @@ def predict(
         dataset = build_dataset(inputs, graph=model.graph, on_error=on_error, progress=progress)
     model = replace(model, graph=dataset.graph)  # the same graphs, in the dataset's layout
     members = [
-        losses.denormalise(
-            network_outputs(model.network, member, dataset, batch_size), model.targets, model.normaliser
-        )
+        losses.denormalise(network_outputs(model.network, member, dataset, batch_size), model.targets, model.normaliser)
         for member in model.members
     ]
     return Predictions(list(dataset.ids), model.targets, np.stack(members), tuple(dataset.skipped))
@@ -232,8 +230,10 @@ def compare(baseline: np.ndarray, other: np.ndarray, seed: int = 0, resamples: i
     baseline, other = np.asarray(baseline, float), np.asarray(other, float)
     if baseline.shape != other.shape or not len(baseline):
         raise InputError(f"{len(baseline)} errors against {len(other)}: one for each crystal was expected of both")
-    rows = np.random.default_rng(seed).integers(0, len(baseline), (resamples, len(baseline)))
-    gains = 100 * (1 - other[rows].mean(1) / np.maximum(baseline[rows].mean(1), 1e-300))
+    rng, gains = np.random.default_rng(seed), np.zeros(resamples)
+    for resample in range(resamples):
+        rows = rng.integers(0, len(baseline), len(baseline))
+        gains[resample] = 100 * (1 - other[rows].mean() / max(baseline[rows].mean(), 1e-300))
     low, high = np.percentile(gains, [2.5, 97.5])
     test: Any = wilcoxon(baseline, other) if np.any(baseline != other) else None
     p_value = float(test.pvalue) if test else 1.0

@@ -283,7 +283,9 @@ def _first_k(edges: _Edges, last: np.ndarray, cells: _Cells, config: GraphConfig
     tied = np.flatnonzero(near[1:] | near[:-1])
     crystal = cells.crystal[atom[tied]]
     sender = edges.sender[tied] + cells.first[crystal]
-    rank, unsure = search_rank(cells.lattice, cells.coords, cells.first, crystal, sender, edges.image[tied], config.cutoff)
+    rank, unsure = search_rank(
+        cells.lattice, cells.coords, cells.first, crystal, sender, edges.image[tied], config.cutoff
+    )
     group = np.cumsum(~near[:-1])[tied]
     order = tied[np.lexsort((rank, distance[tied], group))]
     for array in edges:
@@ -295,9 +297,7 @@ def _first_k(edges: _Edges, last: np.ndarray, cells: _Cells, config: GraphConfig
     return _Edges(*(array[place < config.neighbours] for array in edges))
 
 
-def _search_again(
-    edges: _Edges, last: np.ndarray, crystals: np.ndarray, cells: _Cells, config: GraphConfig
-) -> _Edges:
+def _search_again(edges: _Edges, last: np.ndarray, crystals: np.ndarray, cells: _Cells, config: GraphConfig) -> _Edges:
     """The same edges, those of some crystals in the order of a search over the whole cutoff."""
     chosen = np.isin(cells.crystal, crystals)
     found = _search(cells, np.flatnonzero(chosen), np.full_like(cells.radius, config.cutoff), config)

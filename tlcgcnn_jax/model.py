@@ -82,9 +82,7 @@ class CGCNN(nn.Module):
         for layer, convolution in enumerate(self.conv):
             running = not train or f"conv_{layer}" in frozen
             atoms = convolution(atoms, edges, senders, receivers, weight, atom_weight, running)
-        graph_of_atom = jnp.repeat(
-            jnp.arange(graph.n_node.shape[0]), graph.n_node, total_repeat_length=atoms.shape[0]
-        )
+        graph_of_atom = jnp.repeat(jnp.arange(graph.n_node.shape[0]), graph.n_node, total_repeat_length=atoms.shape[0])
         return pool_mean(atoms, graph_of_atom, graph.n_node)
 
 
@@ -102,4 +100,3 @@ def init_variables(model: CGCNN, graph: jraph.GraphsTuple, seed: int) -> Variabl
 @functools.partial(jax.jit, static_argnums=0)  # of `model.init` itself, every call would be compiled anew
 def _init(model: CGCNN, key: Array, graph: jraph.GraphsTuple) -> Variables:
     return dict(model.init(key, graph))
-

@@ -46,13 +46,9 @@ def read_poscar(text: str, where: str) -> Crystal:
             raise
         raise InputError(f"{where}: this POSCAR is incomplete or malformed ({error})") from error
     if len(counts) != len(names) or len(scale) not in (1, 3):
-        raise InputError(
-            f"{where}: this POSCAR names {len(names)} species, counts {len(counts)}, scales {len(scale)}"
-        )
+        raise InputError(f"{where}: this POSCAR names {len(names)} species, counts {len(counts)}, scales {len(scale)}")
     # "Fe_pv" and "Fe/1a2b..." name the potential besides the element
-    species = [
-        s for s, n in zip((re.split(r"[_/.]", n)[0] for n in names), counts, strict=True) for _ in range(n)
-    ]
+    species = [s for s, n in zip((re.split(r"[_/.]", n)[0] for n in names), counts, strict=True) for _ in range(n)]
     factor = np.array(scale)
     if scale[0] < 0 and len(scale) == 1:  # minus the volume of the cell in Å^3
         factor = np.array([(-scale[0] / abs(np.linalg.det(cell))) ** (1 / 3)])

@@ -229,9 +229,7 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
     elif isinstance(document, dict) and not _GEOMETRY & set(document):
         if not all(isinstance(value, dict) for value in document.values()):
             keys = ", ".join(list(document)[:6])
-            raise InputError(
-                f"{path}: a JSON object with {keys}; expected structures, records, or a frame of them"
-            )
+            raise InputError(f"{path}: a JSON object with {keys}; expected structures, records, or a frame of them")
         for name, record in document.items():
             yield _json_entry(record, record, f"{path}:{name}", name, None)
     elif isinstance(document, dict):
@@ -249,14 +247,8 @@ def _json_entry(record: Any, payload: Any, where: str, fallback: str, id_column:
     name = _name(record, fallback, id_column)
     if name is None:
         return Entry(fallback, where, problem=_no_id(where, id_column, record))
-    row = (
-        record.get("properties")
-        if "sites" in record and isinstance(record.get("properties"), dict)
-        else record
-    )
-    labels = (
-        {} if row is None else {k: v for k, v in row.items() if k not in _GEOMETRY and not k.startswith("@")}
-    )
+    row = record.get("properties") if "sites" in record and isinstance(record.get("properties"), dict) else record
+    labels = {} if row is None else {k: v for k, v in row.items() if k not in _GEOMETRY and not k.startswith("@")}
     return Entry(name, where, payload, "json", labels)
 
 
@@ -300,9 +292,7 @@ def crystal_from_json(payload: Any, where: str) -> Crystal:
             coords = record["coords"]
             if record.get("cartesian") in (True, "True", "true", 1):
                 make_crystal(record["lattice_mat"], species, coords, where)
-                coords = np.array(coords, np.float64) @ np.linalg.inv(
-                    np.array(record["lattice_mat"], np.float64)
-                )
+                coords = np.array(coords, np.float64) @ np.linalg.inv(np.array(record["lattice_mat"], np.float64))
             return make_crystal(record["lattice_mat"], species, coords, where)
         for site, occupant in enumerate(record["species"]):
             if isinstance(occupant, dict):
@@ -324,9 +314,7 @@ def _ase_file(path: Path, id_column: str | None) -> Iterator[Entry]:
         if path.suffix == ".db":
             from ase.db import connect
 
-            rows = (
-                (row.toatoms(), {**row.data, **row.key_value_pairs}) for row in connect(str(path)).select()
-            )
+            rows = ((row.toatoms(), {**row.data, **row.key_value_pairs}) for row in connect(str(path)).select())
         else:
             from ase.io import iread
 

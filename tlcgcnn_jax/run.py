@@ -283,9 +283,7 @@ def _folder(out: str | Path | None, resume: bool) -> Path | None:
     return folder
 
 
-def _check_resumed(
-    folder: Path, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool
-) -> None:
+def _check_resumed(folder: Path, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool) -> None:
     """A run goes on with the settings and the split that it was started with, or not at all."""
     path = folder / "settings.json"
     if not (resume and path.is_file()):

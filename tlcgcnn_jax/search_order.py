@@ -50,10 +50,11 @@ def search_rank(
     depth = position - lowest + _SEARCH_TOLERANCE
     cube = np.floor(depth / cutoff).astype(np.int64)
     inside = depth - cube * cutoff
-    unsure = ((inside < _UNSURE) | (cutoff - inside < _UNSURE)).any(1) | (np.abs(cells) >= 128).any(1)
+    wall = (inside < _UNSURE) | (cutoff - inside < _UNSURE)
+    unsure = np.any(wall | (np.abs(cells) >= 128), axis=1)
     rank = cube @ np.array([2**12, 2**6, 1])
     rank = rank * 2**24 + (127 - cells) @ np.array([2**16, 2**8, 1])
-    return rank * 2**16 + (2**16 - 1 - (sender - first[crystal])), unsure
+    return rank * 2**16 + (2**16 - 1 - (sender - first[crystal])), np.asarray(unsure)
 
 
 def _product(vectors: np.ndarray, matrices: np.ndarray) -> np.ndarray:

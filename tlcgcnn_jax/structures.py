@@ -179,16 +179,10 @@ def scan(
     absent = [target for target in wanted if not any(target in entry.row for entry in entries)]
     if absent:
         there = ", ".join(columns) or "none"
-        raise InputError(
-            f"{labels or name}: no column {', '.join(absent)}; the columns with numbers are: {there}"
-        )
+        raise InputError(f"{labels or name}: no column {', '.join(absent)}; the columns with numbers are: {there}")
     items, skipped = _checked(entries, wanted)
     if skipped and on_error == "raise":
-        more = (
-            f" ({len(skipped) - 1} more of {len(entries)} crystals cannot be used)"
-            if len(skipped) > 1
-            else ""
-        )
+        more = f" ({len(skipped) - 1} more of {len(entries)} crystals cannot be used)" if len(skipped) > 1 else ""
         raise InputError(skipped[0].reason + more)
     return Scan(items, skipped, columns, digest.hexdigest())
 
@@ -278,8 +272,7 @@ def _joined(entries: list[Entry], table: Path, id_column: str | None) -> Iterato
     column = next((header.index(c) for c in candidates if c in header), None)
     if column is None:
         raise InputError(
-            f"{table}: no id column ({' or '.join(candidates)}) among {', '.join(header)}; "
-            "name it with id_column"
+            f"{table}: no id column ({' or '.join(candidates)}) among {', '.join(header)}; name it with id_column"
         )
     by_id: dict[str, tuple[int, dict[str, str]]] = {}
     for line, row in enumerate(rows[1:], start=2):
@@ -317,9 +310,7 @@ def _objects(source: Any, id_column: str | None) -> Iterator[Entry]:
     if isinstance(source, Mapping):
         source = list(source.items())
     if not isinstance(source, Iterable):
-        raise InputError(
-            f"found {type(source).__name__}; expected a path, a DataFrame, or a list of structures"
-        )
+        raise InputError(f"found {type(source).__name__}; expected a path, a DataFrame, or a list of structures")
     for row, thing in enumerate(source):
         where = f"list:{row}"
         if isinstance(thing, Record):
@@ -341,9 +332,7 @@ def _structure_entry(name: str, where: str, structure: Any, row: Mapping[str, An
         return Entry(name, where, row=row, problem=problem)
     try:
         species = [
-            ordered_species(
-                [(_symbol(s), float(n)) for s, n in site.species.items()], i, f"{where} (id {name!r})"
-            )
+            ordered_species([(_symbol(s), float(n)) for s, n in site.species.items()], i, f"{where} (id {name!r})")
             for i, site in enumerate(structure)
         ]
     except InputError as error:
@@ -366,9 +355,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     names = next((c for c in ([id_column] if id_column else ID_COLUMNS) if c in columns), None)
     if id_column and names is None:
         raise InputError(f"the DataFrame has no column {id_column!r}; its columns are {', '.join(columns)}")
-    for row, (index, values) in enumerate(
-        zip(frame.index, frame.itertuples(index=False, name=None), strict=True)
-    ):
+    for row, (index, values) in enumerate(zip(frame.index, frame.itertuples(index=False, name=None), strict=True)):
         record = dict(zip(columns, values, strict=True))
         structure = record.pop(geometry)
         name = str(record[names]) if names else str(index)

@@ -34,7 +34,15 @@ def main() -> None:
                     trained = demo._train(dataset, split, target, source, strategy, replace(demo.CONFIG), 100 + fold)
                     prediction = demo._predict(dataset, part.test, target, source, trained)
                     error[part.test] = np.abs(prediction - dataset.targets[part.test, 0])
-                rows.append({"property": title, "unit": target.unit, "way": strategy, "learning_rate": rate, "mae": round(float(error.mean()), 4)})
+                rows.append(
+                    {
+                        "property": title,
+                        "unit": target.unit,
+                        "way": strategy,
+                        "learning_rate": rate,
+                        "mae": round(float(error.mean()), 4),
+                    }
+                )
                 print(rows[-1], flush=True)
     with open(Path(__file__).with_name("learning_rates.csv"), "w", newline="") as handle:
         writer = csv.DictWriter(handle, rows[0])

@@ -26,8 +26,8 @@ CONFIG = TrainConfig(epochs=50, batch_size=128, learning_rate=4e-3, weight_decay
 
 NOTES = {
     "name": "mp-formation-energy",
-    "data": "formation energies per atom (PBE, PBE+U) of Materials Project crystals, release of about 2018, collected by "
-    "CrysXPP (Das et al., npj Comput. Mater. 8, 43 (2022))",
+    "data": "formation energies per atom (PBE, PBE+U) of Materials Project crystals, release of about 2018, collected "
+    "by CrysXPP (Das et al., npj Comput. Mater. 8, 43 (2022))",
     "data licence": "CC BY 4.0, A. Jain et al., APL Mater. 1, 011002 (2013), https://materialsproject.org",
     "licence": "weights: CC BY 4.0",
     "left out": "every crystal with the reduced formula of a textbook crystal",

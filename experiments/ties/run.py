@@ -23,7 +23,18 @@ from tlcgcnn_jax.splits import Split, random_split
 HERE = Path(__file__).parent
 TARGET = Target("formation_energy_per_atom_eV", unit="eV/atom")
 SIZE, TEST = 2600, 2000
-FIELDS = ("ties", "seed", "train", "test", "epochs", "test_mae", "test_rmse", "seconds_per_epoch", "places_per_atom", "machine")
+FIELDS = (
+    "ties",
+    "seed",
+    "train",
+    "test",
+    "epochs",
+    "test_mae",
+    "test_rmse",
+    "seconds_per_epoch",
+    "places_per_atom",
+    "machine",
+)
 
 
 def main() -> None:
@@ -60,9 +71,10 @@ def one_run(options: argparse.Namespace, ties: str, seed: int) -> dict[str, obje
     print(f"{out}: {time.perf_counter() - began:.0f} s")
     places = int(dataset.n_row.sum()) * dataset.graph.places / int(dataset.n_atom.sum())
     seconds = float(np.median([row["seconds"] for row in result.history]))
-    machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
-    values = (ties, seed, SIZE, len(split.test), options.epochs, result.metrics["test"]["mae"], result.metrics["test"]["rmse"],
-              seconds, places, machine)  # fmt: skip
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    machine = cpu[0].split(":")[1].strip() if cpu else platform.machine()
+    test = result.metrics["test"]
+    values = (ties, seed, SIZE, len(split.test), options.epochs, test["mae"], test["rmse"], seconds, places, machine)
     return dict(zip(FIELDS, values, strict=True))
 
 
