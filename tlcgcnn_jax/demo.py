@@ -104,8 +104,8 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
         "text": [
             f"A network pretrained on {source.notes.get('crystals trained on', 0):,} formation energies of the "
             f"Materials Project ({SOURCE}), none of a formula tested here, against one that starts from nothing.",
-            f"{repeats} × {folds}-fold cross-validation, {config.epochs} epochs each; the error of a crystal is its mean "
-            "over the repeats; intervals are from a bootstrap over crystals, p from Wilcoxon's signed-rank test.",
+            f"{repeats} × {folds}-fold cross-validation, {config.epochs} epochs each; the error of a crystal is its "
+            "mean over the repeats; intervals are from a bootstrap over crystals, p from Wilcoxon's signed-rank test.",
         ],
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),

@@ -88,7 +88,7 @@ def draw(rows: list[dict[str, object]]) -> None:
             axes.plot([np.mean(errors)], [place], "|", markersize=24, color="C0")
         axes.set_yticks([0, 1], ["reference", "shell"])
         axes.set_ylim(-0.6, 1.6)
-        axes.set_xlabel(f"test MAE of the formation energy (meV/atom), {SIZE:,} training crystals")
+        axes.set_xlabel("test MAE of the formation energy (meV/atom)")
 
 
 if __name__ == "__main__":
