@@ -1,12 +1,15 @@
 """Strict numerics and the shared data for every test."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell starts its background jobs with Ctrl-C ignored, and Python leaves it so; the tests of interrupts need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

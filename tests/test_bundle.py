@@ -96,7 +96,8 @@ DAMAGE = {
         lambda f: edit(f, lambda c: c["targets"].append({"name": "gap"})), WEIGHTS, "normaliser/mean"
     ),
     "other classes": (
-        lambda f: edit(f, lambda c: c["targets"][0].update(kind="classification")), WEIGHTS, "head/output"
+        lambda f: edit(f, lambda c: c["targets"][0].update(kind="classification", transform="identity")),
+        WEIGHTS, "head/output",
     ),
     "more members": (lambda f: edit(f, lambda c: c.update(members=3)), WEIGHTS, "missing"),
     "no member": (lambda f: edit(f, lambda c: c.update(members=0)), WEIGHTS, "no member"),
@@ -136,3 +137,13 @@ def test_flatten_and_back():
     again = unflatten(flatten(tree))
     assert flatten(again).keys() == flatten(tree).keys()
     assert again["params"]["conv_0"]["bias"] is tree["params"]["conv_0"]["bias"]
+
+
+@pytest.mark.parametrize("name", [CONFIG, "README.md"])
+def test_files_of_something_else_are_left_alone(folder, tmp_path, name):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / name).write_text("mine")
+    with pytest.raises(InputError, match="of something else; give another folder"):
+        load_bundle(folder).save(other)
+    assert [path.name for path in other.iterdir()] == [name] and (other / name).read_text() == "mine"

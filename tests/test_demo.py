@@ -50,3 +50,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="exists and holds other things"):
         demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_repeats_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="repeats is 0"):
+        demo(tmp_path / "out", repeats=0)
+    assert not (tmp_path / "out").exists()

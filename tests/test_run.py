@@ -222,3 +222,28 @@ def test_an_interrupt_is_not_lost_and_the_second_does_not_wait(times):
         went_on.append(True)
     assert went_on == [True] * (times == 1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [([0, 1, 2, 3], [3, 4]), ([0, 1, 2], [999]), ([0, 1, -1], [4])],
+    ids=["shared", "beyond", "negative"],
+)
+def test_a_split_that_cannot_be_is_refused(train, test):
+    split = Split(np.array(train), np.array([], int), np.array(test))
+    with pytest.raises(InputError, match="the split's parts share crystals, or name rows beyond"):
+        fit(records(), Target(K, "GPa"), split=split, **SMALL)
+
+
+def test_gaussians_reach_as_far_as_the_cutoff():
+    result = fit(records(), Target(K, "GPa"), graph=GraphConfig(cutoff=9.0), **SMALL)
+    assert result.model.model.gaussian_max == 9.0
+
+
+def test_unknown_errors_are_null_in_the_files(tmp_path):
+    split = Split(np.arange(8), np.array([], int), np.array([8]))  # R² of one crystal is not a number
+    fit(records(), Target(K, "GPa"), split=split, out=tmp_path / "run", **SMALL)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert "NaN" not in line and json.loads(line)["val_score"] is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["r2"] is None
+    assert load_model(tmp_path / "run").metrics["test"]["r2"] is None

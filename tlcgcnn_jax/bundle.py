@@ -14,7 +14,7 @@ import numpy as np
 
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, from_dict, to_dict
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import write_whole
+from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import CGCNN, Variables
 
@@ -58,9 +58,12 @@ class Model:
         """Write config.json, weights.npz and README.md; a folder that holds a model is renewed, others are kept.
 
         Raises:
-            InputError: The folder cannot be written.
+            InputError: The folder cannot be written, or holds files of these names that are not a model's.
         """
         folder = Path(folder)
+        there = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
+        if there and WEIGHTS not in there:
+            raise InputError(f"{folder}: holds {' and '.join(there)} of something else; give another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             arrays = {
@@ -82,7 +85,7 @@ class Model:
                 "metrics": self.metrics,
                 "notes": self.notes,
             }
-            write_whole(folder / CONFIG, json.dumps(config, indent=1).encode())
+            write_whole(folder / CONFIG, to_json(config, indent=1).encode())
             write_whole(folder / CARD, model_card(self).encode())
         except OSError as error:
             raise InputError(f"{folder}: the model cannot be written: {error}") from error

@@ -278,7 +278,7 @@ def _load_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise InputError(
-            f'{path}: reading a PyTorch checkpoint needs PyTorch: pip install "tlcgcnn_jax[torch]", or give the'
+            f"{path}: reading a PyTorch checkpoint needs PyTorch: pip install torch, or give the"
             " tensors as .npz with their settings in a .json beside it"
         ) from error
     # Plain values that checkpoints of the original carry: its settings, and a validation score that NumPy computed

@@ -151,8 +151,8 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     result = transfer(
         dataset, source, options.strategy, targets, split=split, config=config, multipliers=tuple(options.rate),
         seeds=options.seeds, out=options.out, progress=_is_watched(), resume=options.resume, source_name=options.source,
+        on_merge=lambda account: print(f"{options.strategy} from {options.source}:\n{account}", flush=True),
     )  # fmt: skip
-    print(f"{options.strategy} from {options.source}:\n{result.account}")
     _tell_result(result, dataset.skipped)
 
 
@@ -399,7 +399,7 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
     tables = result.metrics.get("targets") or {result.model.targets[0].name: result.metrics}
     for target in result.model.targets:
         for part, values in tables[target.name].items():
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             print(f"{target.name:<24} {part:<6} {shown}{f'  [{target.unit}]' if target.unit else ''}")
     files = "model, metrics.json, test_results.csv, learning_curve.png"
     print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")

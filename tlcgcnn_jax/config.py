@@ -1,6 +1,7 @@
 """Every setting, as frozen dataclasses that travel as JSON inside datasets, runs and models."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class GraphConfig:
     places: int = 4
 
     def __post_init__(self) -> None:
-        _require(self.cutoff > 0, f"cutoff is {self.cutoff} Å: it must be positive")
+        _require(0 < self.cutoff < math.inf, f"cutoff is {self.cutoff} Å: it must be positive and finite")
         _require(self.neighbours > 0, f"neighbours is {self.neighbours}: it must be at least 1")
         _require(self.ties in ("shell", "reference"), f"ties is {self.ties!r}: use 'shell' or 'reference'")
         _require(self.tie_tolerance >= 0, f"tie_tolerance is {self.tie_tolerance} Å: it must not be negative")
@@ -77,6 +78,10 @@ class Target:
             self.transform in transforms, f"target {self.name}: transform {self.transform!r}: use one of {transforms}"
         )
         _require(self.classes >= 2, f"target {self.name}: {self.classes} classes: there must be at least 2")
+        _require(
+            self.kind == "regression" or self.transform == "identity",
+            f"target {self.name}: classes take no transform, {self.transform} was given",
+        )
 
     @property
     def outputs(self) -> int:
@@ -157,8 +162,15 @@ class TrainConfig:
         _require(self.epochs > 0, f"epochs is {self.epochs}: it must be at least 1")
         _require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be at least 1")
         _require(self.optimizer in ("adamw", "sgd"), f"optimizer is {self.optimizer!r}: use 'adamw' or 'sgd'")
-        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
-        _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must not be negative")
+        rate, weight_decay = self.learning_rate, self.weight_decay
+        _require(0 < rate < math.inf, f"learning_rate is {rate}: it must be positive and finite")
+        _require(0 <= weight_decay < math.inf, f"weight_decay is {weight_decay}: it must be finite and not negative")
+        _require(0 <= self.momentum < 1, f"momentum is {self.momentum}: it must be in [0, 1)")
+        _require(0 < self.decay <= 1, f"decay is {self.decay}: it must be in (0, 1]")
+        shares = all(0 < milestone < 1 for milestone in self.milestones)
+        _require(shares, f"milestones are {self.milestones}: each is a share of all updates, in (0, 1)")
+        _require(self.clip is None or 0 < self.clip < math.inf, f"clip is {self.clip}: positive, or None")
+        _require(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be in [0, 2**32)")
         schedules, losses = ("cosine", "step", "constant"), ("mae", "mse", "huber")
         _require(self.schedule in schedules, f"schedule is {self.schedule!r}: use one of {schedules}")
         _require(self.loss in losses, f"loss is {self.loss!r}: use one of {losses}")

@@ -1,6 +1,5 @@
 """The demonstration: from scratch against transferred on textbook crystals, in repeated cross-validation."""
 
-import json
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import write_whole
+from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.report import DEMO, run_report
 from tlcgcnn_jax.splits import Split, k_fold
@@ -31,8 +30,8 @@ from tlcgcnn_jax.zoo import load_model
 SOURCE = "mp-formation-energy"
 FOLDS = 5
 CONFIG = TrainConfig(epochs=80, batch_size=32, warmup=0.1)
-# The best of five learning rates for training from scratch, and as good as any for transfer, on other folds than the
-# demonstration's (experiments/demo).
+# Of five learning rates, on other folds of the same crystals (experiments/demo): within 1 % of the best for training
+# from scratch on both properties; for transfer the best on the bulk modulus, and 6 % above the best on the gap.
 LEARNING_RATES = {"scratch": 1e-2, "full": 1e-2}
 TASKS = (
     ("Bulk modulus", Target("bulk_modulus_gpa", unit="GPa", transform="log10")),
@@ -67,6 +66,8 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     Raises:
         InputError: The folder holds something else, or cannot be written.
     """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: at least 1")
     folder = _folder(Path(out))
     source, began = load_model(SOURCE), time.perf_counter()
     data = {
@@ -98,7 +99,10 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(tqdm(pool.map(one, fits), total=len(fits), unit="training", file=sys.stderr))
     rows = [row for title, target in TASKS for row in _rows(title, target, errors)]
-    models = {title: _final(data[title], target, source, config, folder, rows) for title, target in TASKS}
+    models = {
+        title: _final(data[title], target, source, config, folder, [row for row in rows if row["target"] == title])
+        for title, target in TASKS
+    }
     content = {
         "title": "Transfer to textbook crystals",
         "text": [
@@ -110,7 +114,7 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_whole(folder / DEMO, json.dumps(content, indent=1).encode())
+    write_whole(folder / DEMO, to_json(content, indent=1).encode())
     plots.comparison(rows, folder / "comparison.png")
     page = run_report(folder)
     _tell(rows, folder, models, page, content["seconds"])
@@ -159,8 +163,7 @@ def _final(
     rows: Sequence[dict[str, Any]],
 ) -> Path:
     """Train the better way on all crystals, and save the model."""
-    own = [row for row in rows if row["unit"] == target.unit]
-    best = min(own, key=lambda row: float(np.mean(row["mae"])))
+    best = min(rows, key=lambda row: float(np.mean(row["mae"])))
     everything = Split(np.arange(len(dataset)), np.array([], np.int64), np.array([], np.int64))
     trained = _train(dataset, everything, target, source, best["strategy"], config, seed=0)
     metrics = {"cross-validation": {"mae": float(np.mean(best["mae"]))}}

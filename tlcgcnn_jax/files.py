@@ -1,8 +1,11 @@
 """Files that are written whole or not at all."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tlcgcnn_jax.errors import InputError
 
@@ -29,3 +32,21 @@ def write_whole(path: str | Path, data: bytes) -> Path:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
     return path
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null.
+
+    Example:
+        >>> to_json({"r2": float("nan"), "mae": 0.5})
+        '{"r2": null, "mae": 0.5}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -133,12 +133,6 @@ def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Targe
     return total, count
 
 
-def mean_loss(outputs: Array, labels: Array, targets: Sequence[Target], loss: str) -> Array:
-    """Mean loss over the labels that are there; zero where there is none."""
-    total, count = loss_sum(outputs, labels, targets, loss)
-    return total / jnp.maximum(count, 1.0)
-
-
 def score(outputs: np.ndarray, labels: np.ndarray, targets: Sequence[Target]) -> float:
     """Validation score, lower is better: mean of each target's mean absolute error (normalised) or cross-entropy."""
     parts = []

@@ -118,10 +118,9 @@ def _file_entry(file: Path) -> Entry:
 def read_table(path: Path) -> list[list[str]]:
     """Rows of a CSV without the empty ones; the first column keeps its spaces off."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error})") from error
-    rows = csv.reader(io.StringIO(text))
     return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
 
 
@@ -222,8 +221,15 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
         columns = [str(column) for column in document["columns"]]
         if "structure" not in columns:
             raise InputError(f"{path}: the frame has no column 'structure'; it has {', '.join(columns)}")
-        index = document.get("index") or range(len(document["data"]))
-        for row, (name, values) in enumerate(zip(index, document["data"], strict=True)):
+        data = document["data"]
+        index = document.get("index") or range(len(data))
+        if len(index) != len(data):
+            raise InputError(f"{path}: the frame has {len(data)} rows and {len(index)} names for them in its index")
+        for row, (name, values) in enumerate(zip(index, data, strict=True)):
+            if not isinstance(values, list) or len(values) != len(columns):
+                where = f"{path}:row {row}"
+                yield Entry(str(name), where, problem=f"{where}: expected {len(columns)} values, one for each column")
+                continue
             record = dict(zip(columns, values, strict=True))
             yield _json_entry(record, record["structure"], f"{path}:row {row}", str(name), id_column)
     elif isinstance(document, dict) and not _GEOMETRY & set(document):
@@ -320,7 +326,7 @@ def _ase_file(path: Path, id_column: str | None) -> Iterator[Entry]:
 
             rows = ((atoms, _info(atoms)) for atoms in iread(str(path), index=":"))
     except ImportError as error:
-        raise InputError(f'{path}: reading this format needs ASE: pip install "tlcgcnn_jax[ase]"') from error
+        raise InputError(f"{path}: reading this format needs ASE: pip install ase") from error
     try:
         for row, (atoms, labels) in enumerate(rows):
             where = f"{path}:frame {row + 1}"

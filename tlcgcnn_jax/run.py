@@ -22,6 +22,7 @@ from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, Tr
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
+from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.splits import Split, random_split, read_split, write_split
@@ -66,6 +67,8 @@ def fit(
     config: TrainConfig = TrainConfig(),
     seeds: int = 1,
     out: str | Path | None = None,
+    labels: str | Path | None = None,
+    id_column: str | None = None,
     on_error: str = "raise",
     progress: bool = False,
     resume: bool = False,
@@ -77,10 +80,12 @@ def fit(
         targets: Column names, or `Target`s with unit, kind and transform; default: the dataset's columns.
         split: Row numbers; default: a seeded 80/10/10 split.
         graph: How crystals become graphs (not used where `data` is a dataset).
-        model: Sizes of the network.
+        model: Sizes of the network; Gaussians reach as far as the cutoff in any case.
         config: How to train.
         seeds: Networks, with seeds `config.seed`, `config.seed` + 1, …; more than one make an ensemble.
         out: Folder for model, metrics, test results and pictures.
+        labels: CSV of labels that is joined to the crystals by id, as in `read_structures`.
+        id_column: Column that holds the ids.
         on_error: "raise" or "skip" for crystals that cannot be read.
         progress: Show bars.
         resume: Go on in `out` from its last checkpoint.
@@ -94,7 +99,9 @@ def fit(
         >>> sorted(result.metrics)
         ['test', 'train', 'val']
     """
-    dataset, targets = _prepared(data, targets, graph, on_error, progress)
+    if model.gaussian_max < graph.cutoff:
+        model = replace(model, gaussian_max=graph.cutoff)  # no edge may be longer than the last Gaussian
+    dataset, targets = _prepared(data, targets, graph, labels, id_column, on_error, progress)
     run = _Run(dataset, targets, split, config, seeds, out, progress, resume, {"verb": "train"})
     return run.all_members(model, None, find_strategy("scratch"))
 
@@ -109,8 +116,11 @@ def transfer(
     config: TrainConfig = FINE_TUNING,
     multipliers: Rates = (),
     source_name: str | None = None,
+    on_merge: Callable[[Account], None] | None = None,
     seeds: int = 1,
     out: str | Path | None = None,
+    labels: str | Path | None = None,
+    id_column: str | None = None,
     on_error: str = "raise",
     progress: bool = False,
     resume: bool = False,
@@ -126,8 +136,11 @@ def transfer(
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
         source_name: What to call the source in settings and cards; default: its path or name.
+        on_merge: Called before training with the account of what was loaded, re-initialised and frozen.
         seeds: As in `fit`; a source that is an ensemble gives its members in turn.
         out: As in `fit`.
+        labels: As in `fit`.
+        id_column: As in `fit`.
         on_error: As in `fit`.
         progress: As in `fit`.
         resume: As in `fit`.
@@ -143,14 +156,14 @@ def transfer(
         (64,)
     """
     source_model = source if isinstance(source, Model) else load_model(source)
-    dataset, targets = _prepared(data, targets, source_model.graph, on_error, progress)
+    dataset, targets = _prepared(data, targets, source_model.graph, labels, id_column, on_error, progress)
     check_graph(dataset.graph, source_model)
     chosen = find_strategy(strategy, multipliers)
     origin = source_name or ("a model in memory" if isinstance(source, Model) else str(source))
     rates = [list(rate) for rate in chosen.rates]
     about = {"verb": "transfer", "source": origin, "strategy": chosen.name, "rates": rates}
     run = _Run(dataset, targets, split, config, seeds, out, progress, resume, about)
-    return run.all_members(source_model.model, source_model, chosen)
+    return run.all_members(source_model.model, source_model, chosen, on_merge)
 
 
 @dataclass
@@ -167,7 +180,13 @@ class _Run:
     resume: bool
     about: dict[str, Any]
 
-    def all_members(self, model_config: ModelConfig, source: Model | None, strategy: Strategy) -> Result:
+    def all_members(
+        self,
+        model_config: ModelConfig,
+        source: Model | None,
+        strategy: Strategy,
+        on_merge: Callable[[Account], None] | None = None,
+    ) -> Result:
         """Train every member, then evaluate the ensemble."""
         dataset, targets = self.dataset, self.targets
         if self.seeds < 1:
@@ -175,6 +194,7 @@ class _Run:
         if len(dataset) < 3:
             raise InputError(f"{len(dataset)} crystals: at least 3 are needed to train, validate and test")
         split = self.split or random_split(len(dataset), self.config.seed)
+        _check_split(split, len(dataset))
         # What can be refused is refused here, before the folder is made.
         normaliser = losses.fit_normaliser(dataset.targets[split.train], targets)
         losses.transform_labels(dataset.targets, targets)
@@ -186,6 +206,8 @@ class _Run:
                 old = source.members[member % len(source.members)]
                 variables, account = merge(old, jax.device_get(variables), strategy)
             starts.append(variables)
+        if account and on_merge:
+            on_merge(account)
         folder = _folder(self.out, self.resume)
         settings = self._settings(model_config)
         if folder:
@@ -201,7 +223,7 @@ class _Run:
                     trained = train(
                         dataset, split, targets, model_config, config,
                         variables=variables, rates=strategy.rates, normaliser=normaliser, checkpoints=checkpoints,
-                        on_epoch=interrupts.after(show),
+                        on_epoch=interrupts.after(_log(folder, member), show),
                     )  # fmt: skip
                 members.append(trained.variables)
                 best_epochs.append(trained.best_epoch)
@@ -239,8 +261,20 @@ class _Run:
         }
 
 
+def _check_split(split: Split, n: int) -> None:
+    rows = np.concatenate([split.train, split.val, split.test])
+    if len(np.unique(rows)) != len(rows) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n:
+        raise InputError(f"the split's parts share crystals, or name rows beyond the {n} of the dataset")
+
+
 def _prepared(
-    data: Any, targets: Any, graph: GraphConfig, on_error: str, progress: bool
+    data: Any,
+    targets: Any,
+    graph: GraphConfig,
+    labels: str | Path | None,
+    id_column: str | None,
+    on_error: str,
+    progress: bool,
 ) -> tuple[CrystalDataset, tuple[Target, ...]]:
     """A dataset with exactly the columns that are asked for."""
     wanted = (targets,) if isinstance(targets, str | Target) else tuple(targets)
@@ -248,8 +282,9 @@ def _prepared(
     if not isinstance(data, CrystalDataset):
         if not chosen:
             raise InputError("which property is to be learnt? Name at least one target column")
+        names = tuple(target.name for target in chosen)
         data = build_dataset(
-            data, targets=tuple(t.name for t in chosen), graph=graph, on_error=on_error, progress=progress
+            data, targets=names, graph=graph, labels=labels, id_column=id_column, on_error=on_error, progress=progress
         )
     chosen = chosen or tuple(Target(name) for name in data.target_names)
     if not chosen:
@@ -331,12 +366,13 @@ class _Interrupts:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def after(self, show: OnEpoch | None) -> OnEpoch:
-        """`show`, and then the end of the run if it was asked for."""
+    def after(self, *shows: OnEpoch | None) -> OnEpoch:
+        """`shows`, and then the end of the run if it was asked for."""
 
         def on_epoch(row: dict[str, float]) -> None:
-            if show:
-                show(row)
+            for show in shows:
+                if show:
+                    show(row)
             self._stop()
 
         return on_epoch
@@ -357,6 +393,18 @@ class _Interrupts:
     def _stop(self) -> None:
         if self._asked:
             raise KeyboardInterrupt
+
+
+def _log(folder: Path | None, member: int) -> OnEpoch | None:
+    """Adds every epoch to metrics.jsonl, for people who watch; at the end of the run the file is written anew."""
+    if folder is None:
+        return None
+
+    def on_epoch(row: dict[str, float]) -> None:
+        with open(folder / "metrics.jsonl", "a") as handle:
+            handle.write(to_json({"member": member, **row}) + "\n")
+
+    return on_epoch
 
 
 class _bar:
@@ -390,13 +438,12 @@ def _write_results(result: Result, labels: np.ndarray, best_epochs: list[int]) -
     folder, rows, predictions = result.folder, result.split.test, result.predictions
     assert folder is not None
     result.model.save(folder)
-    with open(folder / "metrics.jsonl", "w") as handle:
-        handle.writelines(json.dumps(row) + "\n" for row in result.history)
+    write_whole(folder / "metrics.jsonl", "".join(to_json(row) + "\n" for row in result.history).encode())
     test = Predictions([predictions.ids[row] for row in rows], predictions.targets, predictions.members[:, rows])
     test.write(folder / "test_results.csv", labels[rows])
     report.run_pictures(folder, result.history, best_epochs, test, labels[rows])
     # Last, since it says that the run is finished.
-    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1))
+    write_whole(folder / "metrics.json", to_json(result.metrics, indent=1).encode())
 
 
 def _versions() -> dict[str, str]:

@@ -154,7 +154,7 @@ def scan(
     """
     check_on_error(on_error)
     wanted = (targets,) if isinstance(targets, str) else tuple(targets)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{id_column!r}\0".encode())
     if isinstance(source, str | Path):
         path = Path(source)
         reader = readers.find_reader(path)
@@ -232,6 +232,8 @@ def _number(value: Any, target: str, where: str) -> float:
         raise InputError(f"{where}: {target} is {value!r:.60}, not a number; {_ADVICE}") from None
     if math.isinf(number):
         raise InputError(f"{where}: {target} is infinite; {_ADVICE}")
+    if abs(number) > float(np.finfo(np.float32).max):
+        raise InputError(f"{where}: {target} is {number:g}, too large for float32; use a larger unit, or {_ADVICE}")
     return number
 
 
@@ -276,12 +278,13 @@ def _joined(entries: list[Entry], table: Path, id_column: str | None) -> Iterato
         )
     by_id: dict[str, tuple[int, dict[str, str]]] = {}
     for line, row in enumerate(rows[1:], start=2):
+        row = row + [""] * (len(header) - len(row))
         name = row[column]
         if name in by_id:
             raise InputError(
                 f"{table}:{line}: the id {name!r} stands in the table twice (first in row {by_id[name][0]})"
             )
-        by_id[name] = (line, dict(zip(header, row + [""] * (len(header) - len(row)), strict=False)))
+        by_id[name] = (line, dict(zip(header, row, strict=False)))
     used = set()
     for entry in entries:
         name = next((n for n in (entry.id, Path(entry.where).name) if n in by_id), None)
@@ -367,7 +370,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
 
 def _hash_files(digest: Any, path: Path, reader: str) -> None:
     for file in readers.files_of(path, reader):
-        if path.is_dir():
+        if path.is_dir() or reader == "files":  # the name of a single structure is its id
             digest.update(file.name.encode() + b"\0")
         digest.update(file.read_bytes())
 
