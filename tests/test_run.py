@@ -247,3 +247,14 @@ def test_unknown_errors_are_null_in_the_files(tmp_path):
         assert "NaN" not in line and json.loads(line)["val_score"] is None
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["r2"] is None
     assert load_model(tmp_path / "run").metrics["test"]["r2"] is None
+
+
+def test_a_folder_of_files_with_a_sheet_of_labels(tmp_path, shared_data):
+    cifs = sorted((shared_data / "cgcnn_folders" / "sample-regression").glob("*.cif"))
+    (tmp_path / "cifs").mkdir()
+    for cif in cifs:
+        (tmp_path / "cifs" / cif.name).write_bytes(cif.read_bytes())
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("id,k\n" + "".join(f"{cif.stem},{10 + row}\n" for row, cif in enumerate(cifs)))
+    result = transfer(tmp_path / "cifs", source(), "head", "k", labels=sheet, config=ONE_EPOCH)
+    assert len(result.predictions.ids) == len(cifs) == 10
