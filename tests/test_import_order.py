@@ -14,7 +14,7 @@ ORDER = (
     "errors", "config", "elements", "crystal", "cif", "poscar", "readers", "structures", "textbook", "search_order",
     "graphs", "files", "array_folder", "dataset", "splits", "batching", "layers", "model", "losses", "optim",
     "checkpoint", "train", "bundle", "cgcnn_import", "zoo", "strategies", "evaluate", "figure", "plots", "page",
-    "report", "run",
+    "report", "watch", "run",
     "estimator", "demo", "cli",
 )  # fmt: skip
 FOLDER = Path(tlcgcnn_jax.__file__).parent

@@ -14,10 +14,10 @@ from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
-from tlcgcnn_jax.run import _Interrupts
 from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import STRATEGIES, Strategy
 from tlcgcnn_jax.textbook import textbook_records
+from tlcgcnn_jax.watch import Interrupts
 from tlcgcnn_jax.zoo import load_model
 
 SMALL = {"model": MODEL, "config": ONE_EPOCH}
@@ -216,7 +216,7 @@ def test_early_stopping_is_resumed_as_stopped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupt_is_not_lost_and_the_second_does_not_wait(times):
     before, went_on = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), _Interrupts(wait=True):
+    with pytest.raises(KeyboardInterrupt), Interrupts(wait=True):
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
         went_on.append(True)

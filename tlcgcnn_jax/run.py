@@ -1,11 +1,7 @@
 """A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
 
 import json
-import os
 import platform
-import signal
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +24,8 @@ from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.splits import Split, random_split, read_split, write_split
 from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
 from tlcgcnn_jax.train import example_graph, train
+from tlcgcnn_jax.watch import EpochBar, Interrupts, epoch_log
 from tlcgcnn_jax.zoo import load_model
-
-OnEpoch = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -215,15 +210,15 @@ class _Run:
             (folder / "settings.json").write_text(json.dumps(settings, indent=1))
             write_split(folder / "split.json", dataset.ids, split)
         members, history, best_epochs = [], [], []
-        with _Interrupts(wait=folder is not None) as interrupts:
+        with Interrupts(wait=folder is not None) as interrupts:
             for member, variables in enumerate(starts):
                 config = replace(self.config, seed=self.config.seed + member)
-                bar = _bar(self.progress, member, self.seeds, config)
+                bar = EpochBar(self.progress, member, self.seeds, config)
                 with _checkpoints(folder, member) as checkpoints, bar as show:
                     trained = train(
                         dataset, split, targets, model_config, config,
                         variables=variables, rates=strategy.rates, normaliser=normaliser, checkpoints=checkpoints,
-                        on_epoch=interrupts.after(_log(folder, member), show),
+                        on_epoch=interrupts.after(epoch_log(folder, member), show),
                     )  # fmt: skip
                 members.append(trained.variables)
                 best_epochs.append(trained.best_epoch)
@@ -349,88 +344,6 @@ class _NoCheckpoints:
 
 def _checkpoints(folder: Path | None, member: int) -> Checkpoints | _NoCheckpoints:
     return Checkpoints(folder / "checkpoints" / f"member_{member}") if folder else _NoCheckpoints()
-
-
-class _Interrupts:
-    """Ctrl-C ends a run after the epoch, when everything is on its way to the disk; a second one ends it at once.
-
-    An exception at any moment could leave the threads that write checkpoints waiting for each other.
-    """
-
-    def __init__(self, wait: bool) -> None:
-        self._wait, self._asked, self._before = wait, False, None
-
-    def __enter__(self) -> "_Interrupts":
-        ours = threading.current_thread() is threading.main_thread()
-        if self._wait and ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def after(self, *shows: OnEpoch | None) -> OnEpoch:
-        """`shows`, and then the end of the run if it was asked for."""
-
-        def on_epoch(row: dict[str, float]) -> None:
-            for show in shows:
-                if show:
-                    show(row)
-            self._stop()
-
-        return on_epoch
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if kind is None:
-            self._stop()
-
-    def _note(self, *_: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        # Not `print`, which may be what was interrupted.
-        os.write(2, b"\nstopping after this epoch; Ctrl-C again stops at once\n")
-
-    def _stop(self) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-
-
-def _log(folder: Path | None, member: int) -> OnEpoch | None:
-    """Adds every epoch to metrics.jsonl, for people who watch; at the end of the run the file is written anew."""
-    if folder is None:
-        return None
-
-    def on_epoch(row: dict[str, float]) -> None:
-        with open(folder / "metrics.jsonl", "a") as handle:
-            handle.write(to_json({"member": member, **row}) + "\n")
-
-    return on_epoch
-
-
-class _bar:
-    """A progress bar over epochs with loss, score and rate, as a context that gives `on_epoch`."""
-
-    def __init__(self, show: bool, member: int, seeds: int, config: TrainConfig) -> None:
-        self.show, self.config = show, config
-        self.title = f"network {member + 1}/{seeds}" if seeds > 1 else "training"
-
-    def __enter__(self) -> OnEpoch | None:
-        if not self.show:
-            return None
-        from tqdm import tqdm
-
-        self.tqdm = tqdm(total=self.config.epochs, desc=self.title, unit="epoch", file=sys.stderr)
-
-        def on_epoch(row: dict[str, float]) -> None:
-            self.tqdm.update(int(row["epoch"]) - self.tqdm.n)
-            speed = f"{row['crystals_per_second']:,.0f} crystals/s"
-            self.tqdm.set_postfix_str(f"loss {row['train_loss']:.4f}, val {row['val_score']:.4f}, {speed}")
-
-        return on_epoch
-
-    def __exit__(self, *_: object) -> None:
-        if self.show:
-            self.tqdm.close()
 
 
 def _write_results(result: Result, labels: np.ndarray, best_epochs: list[int]) -> None:
