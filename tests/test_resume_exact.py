@@ -183,7 +183,7 @@ def bar_that_interrupts(monkeypatch):
     def bar(show, member, seeds, config):
         yield interrupt_after(3) if member == 1 else None
 
-    return lambda: monkeypatch.setattr(run, "_bar", bar)
+    return lambda: monkeypatch.setattr(run, "EpochBar", bar)
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, bar_that_interrupts, monkeypatch):
