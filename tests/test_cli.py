@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 
-from tlcgcnn_jax import checkpoint, cli
+from tlcgcnn_jax import checkpoint, cli, options
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.bundle import flatten
 from tlcgcnn_jax.dataset import load_dataset
@@ -138,6 +138,26 @@ def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
     assert "accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
 
 
+def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys):
+    arguments = ("--target", K, "--transform", "log10", "--sources", place, "--out", tmp_path / "sub" / "ranks.csv")
+    assert command("rank-sources", place / "ds", *arguments) == 0
+    printed = capsys.readouterr()
+    assert f"sources for log10 {K}, by their features on 16 labelled training crystals" in printed.out
+    rows = table(tmp_path / "sub" / "ranks.csv")
+    assert {row["name"] for row in rows} == {"mp-formation-energy", "run"}
+    errors = [float(row["ridge_mae"]) for row in rows]
+    assert errors == sorted(errors) and rows[0]["property"] in printed.out.splitlines()[3]
+    assert printed.err == ""  # no bar where nobody watches
+
+
+def test_rank_sources_takes_raw_crystals_and_a_split(place, tmp_path, capsys):
+    ids = load_dataset(place / "ds").ids
+    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:12], "test": ids[12:]}))
+    arguments = ("--target", "hard", "--task", "classification", "--split", tmp_path / "split.json")
+    assert command("rank-sources", place / "crystals.jsonl", *arguments) == 0
+    assert "12 labelled training crystals" in capsys.readouterr().out
+
+
 def test_the_other_verbs(place, tmp_path, capsys):
     assert command("report", place / "run", "--out", tmp_path / "page.html") == 0
     assert "GPa" in (tmp_path / "page.html").read_text()
@@ -185,8 +205,8 @@ SIZES = {
 @pytest.mark.parametrize("n, arguments, expected", SIZES.values(), ids=SIZES.keys())
 def test_parts_that_are_not_given_take_what_is_left(n, arguments, expected):
     parser = cli.make_parser()
-    options = parser.parse_args(["train", "d", "--out", "r", *map(str, arguments)])
-    split = random_split(n, 0, **cli._sizes(options, parser, n))
+    given = parser.parse_args(["train", "d", "--out", "r", *map(str, arguments)])
+    split = random_split(n, 0, **options.part_sizes(given, parser, n))
     assert (len(split.train), len(split.val), len(split.test)) == expected
 
 
@@ -212,6 +232,8 @@ USAGE = {
     "one class": (("train", "DS", "--out", "OUT", "--task", "classification", "--classes", 1), "1 classes"),
     "graph options beside a dataset": (("train", "DS", "--out", "OUT", "--cutoff", 5), "go with prepare"),
     "labels beside a dataset": (("train", "DS", "--out", "OUT", "--labels", "sheet.csv"), "go with prepare"),
+    "ranking for two targets": (("rank-sources", "DS"), "one --target"),
+    "ranking without target": (("rank-sources", "JSONL"), "--target"),
     "unknown strategy": (("transfer", "DS", "--source", "RUN", "--strategy", "half", "--out", "OUT"), "full, frozen"),
     "transfer without source": (("transfer", "DS", "--out", "OUT"), "--source"),
     "negative rate": (("transfer", "DS", "--source", "RUN", "--rate", "conv_*=-1", "--out", "OUT"), "PATTERN=X"),
@@ -228,12 +250,12 @@ def test_bad_usage_ends_with_two(place, tmp_path, said, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "transfer", "predict"])
+@pytest.mark.parametrize("verb", ["prepare", "train", "transfer", "predict", "rank-sources"])
 @pytest.mark.parametrize("choice", ["raise", "skip"])
 def test_every_verb_that_reads_crystals_takes_on_error(verb, choice):
     arguments = {"transfer": ["d", "--source", "m"], "predict": ["m", "i"]}.get(verb, ["d"])
-    options = cli.make_parser().parse_args([verb, *arguments, "--out", "o", "--on-error", choice])
-    assert options.on_error == choice
+    given = cli.make_parser().parse_args([verb, *arguments, "--out", "o", "--on-error", choice])
+    assert given.on_error == choice
 
 
 def test_in_a_process_of_its_own(place, tmp_path):

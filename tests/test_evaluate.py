@@ -1,4 +1,4 @@
-"""Errors are those of scikit-learn, predictions know their units, and comparisons say no more than the data do."""
+"""Errors are those of scikit-learn, and predictions know their units."""
 
 import csv
 
@@ -13,7 +13,6 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import (
     Predictions,
     classification_metrics,
-    compare,
     metrics,
     predict,
     regression_metrics,
@@ -106,43 +105,3 @@ def test_predict_gives_units_and_takes_any_layout():
     other = Model(GraphConfig(cutoff=5.0), toy.SIZES, (toy.ENERGY,), normaliser, model.members)
     with pytest.raises(InputError, match="cutoff"):
         predict(other, toy.dataset())
-
-
-RNG = np.random.default_rng(1)
-ERRORS = RNG.gamma(2.0, 1.0, 200)
-COMPARISONS = {
-    "half the error": (ERRORS, 0.5 * ERRORS, "helps"),
-    "a little less, on nearly every crystal": (ERRORS, ERRORS - 0.05 * RNG.random(200) - 0.01, "helps"),
-    "twice the error": (ERRORS, 2 * ERRORS, "hurts"),
-    "other errors of the same size": (ERRORS, RNG.permutation(ERRORS), "no evidence"),
-    "the same": (ERRORS, ERRORS, "no evidence"),
-    "one outlier less": (np.r_[np.ones(60), 500.0], np.r_[np.full(60, 1.01), 1.0], "no evidence"),
-    "three crystals": (np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.0, 1.5]), "no evidence"),
-}
-
-
-@pytest.mark.parametrize(("baseline", "other", "verdict"), COMPARISONS.values(), ids=COMPARISONS)
-def test_comparison(baseline, other, verdict):
-    found = compare(baseline, other)
-    assert found.verdict == verdict, found
-    assert found.low <= found.gain_percent <= found.high
-    assert found.gain_percent == pytest.approx(100 * (1 - other.mean() / baseline.mean()))
-
-
-def test_comparison_is_seeded():
-    other = RNG.permutation(ERRORS)
-    assert compare(ERRORS, other, seed=3) == compare(ERRORS, other, seed=3)
-    assert compare(ERRORS, other, seed=3).low != compare(ERRORS, other, seed=4).low
-
-
-def test_no_false_alarm_on_noise():
-    """Two equally good ways are told apart in about one case of twenty, not in half of them."""
-    rng = np.random.default_rng(0)
-    found = [compare(rng.gamma(2, 1, 40), rng.gamma(2, 1, 40), resamples=400).verdict for _ in range(100)]
-    assert 100 - found.count("no evidence") <= 12
-
-
-@pytest.mark.parametrize(("one", "two"), [(3, 4), (0, 0)])
-def test_comparison_needs_the_same_crystals(one, two):
-    with pytest.raises(InputError, match="one for each crystal"):
-        compare(np.ones(one), np.ones(two))

@@ -12,10 +12,14 @@ import tlcgcnn_jax
 
 ORDER = (
     "errors", "config", "elements", "crystal", "cif", "poscar", "readers", "structures", "textbook", "search_order",
-    "graphs", "files", "array_folder", "dataset", "splits", "batching", "layers", "model", "losses", "optim",
-    "checkpoint", "train", "bundle", "cgcnn_import", "zoo", "strategies", "evaluate", "figure", "plots", "page",
+    "graphs", "files", "array_folder", "dataset", "descriptors", "splits", "batching", "layers", "model", "losses",
+    "optim", "adapters", "checkpoint", "train", "many", "bundle", "cgcnn_import", "zoo", "strategies", "merging",
+    "graph_sets", "embeddings", "fine_tuning", "evaluate",
+    "results", "statistics", "analysis", "calibration", "novelty",
+    "regressors", "baselines", "ranking", "figure", "plots", "calibration_plots", "study_series", "study_plots", "page",
+    "study_data", "study_page",
     "report", "watch", "run",
-    "estimator", "demo", "cli",
+    "estimator", "demo", "options", "cli",
 )  # fmt: skip
 FOLDER = Path(tlcgcnn_jax.__file__).parent
 WITHOUT_JAX = ORDER[: ORDER.index("splits") + 1]  # these run in worker processes
@@ -24,7 +28,7 @@ ONLY = {
     "flax": {"layers", "model"},
     "sklearn": {"estimator"},
 }
-LAZY = ("pymatgen", "gemmi", "ase", "matplotlib", "torch", "pandas", "scipy", "tqdm")
+LAZY = ("pymatgen", "gemmi", "ase", "matplotlib", "torch", "pandas", "scipy", "tqdm", "matminer")
 
 
 def imports(name: str, top: bool = False) -> set[str]:
@@ -71,6 +75,11 @@ def test_the_check_sees_imports():
 def test_imported_in_few_files(library):
     users = {name for name in ORDER if any(path.split(".")[0] == library for path in imports(name, top=True))}
     assert users == ONLY[library] & set(users | ONLY[library])
+
+
+def test_scikit_learn_is_used_in_two_files():
+    users = {name for name in ORDER if any(path.split(".")[0] == "sklearn" for path in imports(name))}
+    assert users == {"estimator", "regressors"}
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -61,7 +61,7 @@ def test_patterns_that_do_not_cover(rates, told):
 
 
 def test_frozen_modules():
-    assert frozen_modules(PARAMS, (("conv_0/*", 0.0), ("*", 1.0))) == ("conv_0",)
+    assert frozen_modules(PARAMS, (("conv_0/*", 0.0), ("*", 1.0))) == ("conv_0", "conv_0/edge_norm")
     assert frozen_modules(PARAMS, (("conv_0/kernel", 0.0), ("*", 1.0))) == ()
     assert frozen_modules(PARAMS, (("head/*", 1.0), ("*", 0.0))) == ("conv_0", "conv_10")
 

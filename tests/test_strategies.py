@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import toy
 
-from tlcgcnn_jax.bundle import Model, flatten
+from tlcgcnn_jax.bundle import Model, check_graph, flatten
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.strategies import STRATEGIES, Strategy, check_graph, find_strategy, merge
+from tlcgcnn_jax.merging import merge
+from tlcgcnn_jax.strategies import STRATEGIES, Strategy, find_strategy
 
 NORMALISER = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
 

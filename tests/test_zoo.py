@@ -1,16 +1,17 @@
-"""The shipped source model: it is there, whole, documented, and knows salt from silicon."""
+"""The shipped source model is there, whole, documented, and knows salt from silicon; a user's own are found."""
 
 import socket
 
 import numpy as np
 import pytest
+from test_import_cgcnn import write
 from tiny import source
 
 from tlcgcnn_jax import textbook_records
 from tlcgcnn_jax.bundle import CARD
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
-from tlcgcnn_jax.zoo import folder, load_model, shipped
+from tlcgcnn_jax.zoo import find_sources, folder, load_model, shipped
 
 NAME = "mp-formation-energy"
 
@@ -75,3 +76,51 @@ def test_a_folder_is_loaded_as_it_was_saved(tmp_path):
     assert (again.targets, again.graph, again.model) == (source().targets, source().graph, source().model)
     for one, other in zip(_leaves(again.members[0]), _leaves(source().members[0]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# --- sources of the user's own ------------------------------------------------------------------------
+
+
+def checkpoint(folder, name):
+    """A small checkpoint of the original code under this name."""
+    folder.mkdir(exist_ok=True)
+    path = write(folder)
+    path.with_suffix(".json").rename(folder / f"{name}.json")
+    return path.rename(folder / f"{name}.npz")
+
+
+def test_sources_are_the_shipped_ones_and_those_of_a_folder(tmp_path):
+    assert list(find_sources()) == list(shipped())
+    source().save(tmp_path / "gap")
+    source().save(tmp_path / NAME)  # the name of a shipped one
+    checkpoint(tmp_path, "here")
+    checkpoint(tmp_path / "below", "deeper")
+    np.savez(tmp_path / "table.npz", x=np.zeros(3))  # without a .json it claims to be nothing
+    (tmp_path / "notes").mkdir()
+    found = find_sources(tmp_path)
+    own = {"gap", f"{tmp_path.name}/{NAME}", "here", "below/deeper"}
+    assert set(found) == {*shipped(), *own}
+    assert found["gap"].targets == source().targets
+    assert found["below/deeper"].targets[0].name == "deeper"
+    assert found[NAME].targets[0].name == "formation_energy_per_atom_eV"
+
+
+def test_a_broken_source_is_named_and_left_out(tmp_path, caplog):
+    source().save(tmp_path / "gap")
+    source().save(tmp_path / "cut")
+    (tmp_path / "cut" / "weights.npz").write_bytes(b"PK")
+    checkpoint(tmp_path, "torn").write_bytes(b"PK")
+    assert set(find_sources(tmp_path)) == {*shipped(), "gap"}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith("source cut is left out: ") and told[1].startswith("source torn is left out: ")
+    (tmp_path / "gap" / "config.json").unlink()
+    with pytest.raises(InputError, match="holds no source model; left out as broken: cut, gap, torn"):
+        find_sources(tmp_path)
+
+
+def test_a_folder_without_sources_is_told(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        find_sources(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no source model; folders with"):
+        find_sources(tmp_path)

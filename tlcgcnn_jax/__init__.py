@@ -28,7 +28,7 @@ _HOME = {
     "STRATEGIES": "strategies",
     "Strategy": "strategies",
     "Predictions": "evaluate",
-    "compare": "evaluate",
+    "compare": "statistics",
     "predict": "evaluate",
     "Result": "run",
     "fit": "run",

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, from_dict, to_d
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.model import CGCNN, Variables
+from tlcgcnn_jax.model import Network, Variables, build_network
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.npz", "README.md"
@@ -50,9 +50,9 @@ class Model:
         return sum(target.outputs for target in self.targets)
 
     @property
-    def network(self) -> CGCNN:
+    def network(self) -> Network:
         """The Flax module that the members' variables belong to."""
-        return CGCNN(self.model, self.outputs, self.graph.places)
+        return build_network(self.model, self.outputs, self.graph.places)
 
     def save(self, folder: str | Path) -> Path:
         """Write config.json, weights.npz and README.md; a folder that holds a model is renewed, others are kept.
@@ -133,6 +133,24 @@ def load_bundle(folder: str | Path) -> Model:
     loaded = Model(graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}))
     _check_shapes(loaded, folder)
     return loaded
+
+
+def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -> None:
+    """Raise `InputError` unless a dataset's graphs are of the kind that a model was trained on."""
+    check_same_graph(graph, source.graph, where)
+
+
+def check_same_graph(found: GraphConfig, wanted: GraphConfig, where: str = "the dataset") -> None:
+    """Raise `InputError` unless graph settings differ at most in `places`, which changes no result."""
+    wanted = replace(wanted, places=found.places)
+    if wanted == found:
+        return
+    names = [name for name in GraphConfig.__dataclass_fields__ if getattr(wanted, name) != getattr(found, name)]
+    told = "; ".join(f"{name} is {getattr(found, name)}, the model's {getattr(wanted, name)}" for name in names)
+    raise InputError(
+        f"{where} was prepared with other graph settings than the model's ({told}): "
+        "prepare it again with those, or give the crystals themselves instead of a prepared dataset"
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -101,6 +101,10 @@ class ModelConfig:
         gaussian_step: Spacing and width of the Gaussians that a distance is expanded in, in Å.
         gaussian_max: Centre of the last Gaussian, in Å.
         dropout: Share of hidden features dropped while training.
+        sources: Extractors side by side, each of this width and number of convolutions, before one head.
+        combine: How several sources reach the head: "concatenate" their pooled features, or mix them with a learnt
+            weight each ("gate").
+        top_k: Sources with the largest weights that the gate lets through; 0: all.
     """
 
     width: int = 64
@@ -110,11 +114,19 @@ class ModelConfig:
     gaussian_step: float = 0.2
     gaussian_max: float = 8.0
     dropout: float = 0.0
+    sources: int = 1
+    combine: str = "concatenate"
+    top_k: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "convolutions", "head_width", "head_layers", "gaussian_step", "gaussian_max"):
+        for name in ("width", "convolutions", "head_width", "head_layers", "gaussian_step", "gaussian_max", "sources"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be in [0, 1)")
+        ways = ("concatenate", "gate")
+        _require(self.combine in ways, f"combine is {self.combine!r}: use one of {ways}")
+        _require(
+            0 <= self.top_k <= self.sources, f"top_k is {self.top_k}: use 1 to {self.sources}, the number of sources"
+        )
 
     @property
     def gaussians(self) -> int:

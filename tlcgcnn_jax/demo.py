@@ -12,17 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlcgcnn_jax import evaluate, losses, plots
+from tlcgcnn_jax import losses, plots
 from tlcgcnn_jax.batching import pad_budget
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.merging import merge
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.report import DEMO, run_report
 from tlcgcnn_jax.splits import Split, k_fold
-from tlcgcnn_jax.strategies import find_strategy, merge
+from tlcgcnn_jax.statistics import compare
+from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.train import Trained, example_graph, network_outputs, train
 from tlcgcnn_jax.zoo import load_model
@@ -147,7 +149,7 @@ def _rows(title: str, target: Target, errors: dict[tuple[str, str], np.ndarray])
         own, scratch = errors[title, strategy], errors[title, "scratch"]
         row: dict[str, Any] = {"target": title, "unit": target.unit, "strategy": strategy, "mae": own.mean(1).tolist()}
         if strategy != "scratch":
-            found = evaluate.compare(scratch.mean(0), own.mean(0))
+            found = compare(scratch.mean(0), own.mean(0))
             row |= {"gain_percent": found.gain_percent, "gain_low": found.low, "gain_high": found.high,
                     "p_value": found.p_value, "verdict": found.verdict}  # fmt: skip
         rows.append(row)

@@ -1,4 +1,4 @@
-"""Predictions, errors in the targets' units, and paired comparisons with their uncertainty."""
+"""Predictions, and their errors in the targets' units."""
 
 import csv
 from dataclasses import dataclass, replace
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
-from tlcgcnn_jax.errors import InputError, Skipped
-from tlcgcnn_jax.strategies import check_graph
+from tlcgcnn_jax.errors import Skipped
 from tlcgcnn_jax.train import network_outputs
 
 
@@ -184,63 +183,6 @@ def classification_metrics(target: np.ndarray, probability: np.ndarray) -> dict[
         ranks = rankdata(probability[:, 1])  # Mann-Whitney
         out["roc_auc"] = float((ranks[target == 1].sum() - positive * (positive + 1) / 2) / (positive * negative))
     return out | {"n": len(target)}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Is one way better than another, on the same crystals?
-
-    Attributes:
-        gain_percent: Reduction of the mean absolute error, in per cent of the baseline's.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p_value: Wilcoxon's signed-rank test on the crystals' errors, two-sided.
-        verdict: "helps", "hurts", or "no evidence" where the interval holds zero or the test does not see it.
-    """
-
-    gain_percent: float
-    low: float
-    high: float
-    p_value: float
-    verdict: str
-
-
-def compare(baseline: np.ndarray, other: np.ndarray, seed: int = 0, resamples: int = 4000) -> Comparison:
-    """Compare two ways by their absolute errors on the same crystals, each error a mean over repeats.
-
-    The interval is a percentile bootstrap over crystals: the crystals are the sample, repeats over other splits or
-    seeds of the same crystals are not independent of each other and are averaged first.
-
-    Args:
-        baseline: [n] absolute errors.
-        other: [n] absolute errors.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
-
-    Raises:
-        InputError: Not the same number of crystals, or none.
-
-    Example:
-        >>> errors = np.linspace(1, 2, 40)
-        >>> compare(errors, 0.5 * errors).verdict
-        'helps'
-    """
-    from scipy.stats import wilcoxon
-
-    baseline, other = np.asarray(baseline, float), np.asarray(other, float)
-    if baseline.shape != other.shape or not len(baseline):
-        raise InputError(f"{len(baseline)} errors against {len(other)}: one for each crystal was expected of both")
-    rng, gains = np.random.default_rng(seed), np.zeros(resamples)
-    for resample in range(resamples):
-        rows = rng.integers(0, len(baseline), len(baseline))
-        gains[resample] = 100 * (1 - other[rows].mean() / max(baseline[rows].mean(), 1e-300))
-    low, high = np.percentile(gains, [2.5, 97.5])
-    test: Any = wilcoxon(baseline, other) if np.any(baseline != other) else None
-    p_value = float(test.pvalue) if test else 1.0
-    gain = float(100 * (1 - other.mean() / max(baseline.mean(), 1e-300)))
-    sure = p_value < 0.05
-    verdict = "helps" if low > 0 and sure else "hurts" if high < 0 and sure else "no evidence"
-    return Comparison(gain, float(low), float(high), p_value, verdict)
 
 
 def _cell(value: Any) -> Any:

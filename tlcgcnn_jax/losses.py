@@ -103,8 +103,8 @@ def output_slices(targets: Sequence[Target]) -> list[slice]:
     return [slice(end - target.outputs, end) for end, target in zip(ends, targets, strict=True)]
 
 
-def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Target], loss: str) -> tuple[Array, Array]:
-    """Sum of the losses of all labels that are there, and their number.
+def label_losses(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Target], loss: str) -> Array:
+    """Loss of each label, 0 where it is missing.
 
     Args:
         outputs: [n_graph, Σ target.outputs].
@@ -113,9 +113,9 @@ def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Targe
         loss: "mae", "mse" or "huber" (δ = 1 standard deviation) for values; classes take the cross-entropy.
 
     Returns:
-        Scalars (sum, count); the mean loss is their quotient.
+        [n_graph, n_target].
     """
-    total, count = jnp.zeros(()), jnp.zeros(())
+    columns = []
     for column, (target, part) in enumerate(zip(targets, output_slices(targets), strict=True)):
         label, known = labels[:, column], jnp.isfinite(labels[:, column])
         label = jnp.where(known, label, 0.0)  # a NaN inside `where` would still poison the gradient
@@ -128,9 +128,18 @@ def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Targe
                 "mse": jnp.square,
                 "huber": lambda e: optax.huber_loss(e, delta=1.0),
             }[loss](error)
-        total += jnp.sum(jnp.where(known, each, 0.0))
-        count += jnp.sum(known)
-    return total, count
+        columns.append(jnp.where(known, each, 0.0))
+    return jnp.stack(columns, 1)
+
+
+def loss_sum(outputs: Array, labels: Array | np.ndarray, targets: Sequence[Target], loss: str) -> tuple[Array, Array]:
+    """Sum of the losses of all labels that are there, and their number; arguments as in `label_losses`.
+
+    Returns:
+        Scalars (sum, count); the mean loss is their quotient.
+    """
+    known = jnp.isfinite(labels).astype(jnp.float32)
+    return jnp.sum(label_losses(outputs, labels, targets, loss)), jnp.sum(known)
 
 
 def score(outputs: np.ndarray, labels: np.ndarray, targets: Sequence[Target]) -> float:

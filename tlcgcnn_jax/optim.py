@@ -61,12 +61,17 @@ def rate_tree(params: Any, rates: Rates) -> Any:
 
 
 def frozen_modules(params: Mapping[str, Any], rates: Rates) -> tuple[str, ...]:
-    """Names of the top-level modules ("conv_0", …) of which no parameter is trained."""
-    tree = rate_tree(params, rates)
-    return tuple(name for name in sorted(tree) if not any(jax.tree.leaves(tree[name])))
+    """Paths of the modules of which no parameter is trained, nested ones included: "conv_0", "conv_0/edge_norm", …"""
+    found: dict[str, bool] = {}
+    for path, rate in zip(parameter_paths(params), jax.tree.leaves(rate_tree(params, rates)), strict=True):
+        parts = path.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            module = "/".join(parts[:depth])
+            found[module] = found.get(module, True) and not rate
+    return tuple(sorted(module for module, still in found.items() if still))
 
 
-def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, rates: Rates, pulls: Rates = ()) -> optax.GradientTransformation:
     """The optimiser without its schedule: gradients to updates for a learning rate of 1.
 
     The learning rate is a factor that the training step multiplies in, so that runs that differ in rate or length
@@ -76,26 +81,47 @@ def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransform
     Args:
         config: Optimiser, momentum, weight decay and clipping.
         rates: Patterns with their multipliers.
+        pulls: Patterns with the strength of a pull towards where training started, which takes the place of weight
+            decay; the first match counts, and a parameter without one is not pulled.
     """
 
-    def branch(rate: float) -> optax.GradientTransformation:
+    def branch(rate: float, pull: float) -> optax.GradientTransformation:
         if rate == 0.0:
             return optax.set_to_zero()
         if config.optimizer == "adamw":
             direction = optax.scale_by_adam()
         else:
             direction = optax.trace(config.momentum) if config.momentum else optax.identity()
-        decay = optax.add_decayed_weights(config.weight_decay, mask=_is_kernel)
+        decay = pull_to_start(pull) if pull else optax.add_decayed_weights(config.weight_decay, mask=_is_kernel)
         return optax.chain(direction, decay, optax.scale(-rate))
 
-    branches: dict[Hashable, optax.GradientTransformation] = {_label(rate): branch(rate) for _, rate in rates}
-    transform = optax.multi_transform(branches, lambda params: jax.tree.map(_label, rate_tree(params, rates)))
+    strengths = {0.0, *(strength for _, strength in pulls)}
+    branches: dict[Hashable, optax.GradientTransformation] = {
+        _label(rate, pull): branch(rate, pull) for _, rate in rates for pull in strengths
+    }
+    transform = optax.multi_transform(branches, lambda params: _labels(params, rates, pulls))
     if config.clip is None:
         return transform
     clip = optax.masked(
         optax.clip_by_global_norm(config.clip), lambda params: jax.tree.map(bool, rate_tree(params, rates))
     )
     return optax.chain(clip, transform)
+
+
+def pull_to_start(strength: float) -> optax.GradientTransformation:
+    """Adds strength × (parameter - its value at the start): L2-SP, decoupled from the gradient as in AdamW.
+
+    Source:
+        X. Li, Y. Grandvalet and F. Davoine, Explicit inductive bias for transfer learning with convolutional networks,
+        ICML 2018, Eq. 2.
+    """
+
+    def update(updates: Any, start: Any, params: Any = None) -> tuple[Any, Any]:
+        pulled = jax.tree.map(lambda u, now, first: u + strength * (now - first), updates, params, start)
+        return pulled, start
+
+    # A copy: the training step gives up the memory of the parameters that it is handed.
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.array, params), update)
 
 
 def learning_rate(config: TrainConfig, step: Array, total: Array, peak: Array) -> Array:
@@ -125,5 +151,17 @@ def _is_kernel(params: Any) -> Any:
     return jax.tree.map(lambda leaf: getattr(leaf, "ndim", 0) >= 2, params)
 
 
-def _label(rate: float) -> str:
-    return "frozen" if rate == 0.0 else f"rate x{rate!r}".removesuffix(".0")
+def _labels(params: Any, rates: Rates, pulls: Rates) -> Any:
+    """The name of each parameter's branch."""
+    multipliers = jax.tree.leaves(rate_tree(params, rates))
+    labels = []
+    for path, rate in zip(parameter_paths(params), multipliers, strict=True):
+        pull = next((strength for pattern, strength in pulls if fnmatch.fnmatchcase(path, pattern)), 0.0)
+        labels.append(_label(rate, pull))
+    return jax.tree.unflatten(jax.tree.structure(params), labels)
+
+
+def _label(rate: float, pull: float = 0.0) -> str:
+    if rate == 0.0:
+        return "frozen"
+    return f"rate x{rate!r}".removesuffix(".0") + (f", pull x{pull!r}" if pull else "")

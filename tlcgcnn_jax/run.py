@@ -12,17 +12,18 @@ import jax
 import numpy as np
 
 from tlcgcnn_jax import evaluate, losses, report
-from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
 from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.merging import Account, merge
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.splits import Split, random_split, read_split, write_split
-from tlcgcnn_jax.strategies import Account, Strategy, check_graph, find_strategy, merge
+from tlcgcnn_jax.strategies import Strategy, find_strategy
 from tlcgcnn_jax.train import example_graph, train
 from tlcgcnn_jax.watch import EpochBar, Interrupts, epoch_log
 from tlcgcnn_jax.zoo import load_model

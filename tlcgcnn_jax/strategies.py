@@ -1,17 +1,30 @@
-"""Ways to carry a source model over to a target: strategies as data, and the merge of parameter trees."""
+"""Ways to carry a source model over to a target, as data."""
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
-from tlcgcnn_jax.bundle import Model, flatten, unflatten
-from tlcgcnn_jax.config import GraphConfig
+from tlcgcnn_jax.config import ModelConfig
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.model import Variables
-from tlcgcnn_jax.optim import ALL, Rates, rate_tree
+from tlcgcnn_jax.optim import ALL, Rates
+
+BATCH_NORMS = ("source", "target", "update")
+FREEZE = "freeze:"
+LAYER_DECAY = 2.6  # from one layer to the next below it (Howard & Ruder, ACL 2018, section 3.2)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training with rates of its own, and a schedule from warm-up to its end.
+
+    Attributes:
+        share: Of all epochs.
+        rates: Learning-rate multipliers by glob, the first match counts; 0 freezes.
+    """
+
+    share: float
+    rates: Rates
 
 
 @dataclass(frozen=True)
@@ -22,16 +35,68 @@ class Strategy:
         name: Short name, as on the command line.
         summary: One sentence for people.
         reinitialise: Globs over parameter paths that get fresh weights; everything else is loaded.
-        rates: Learning-rate multipliers by glob, the first match counts; 0 freezes. A convolution of which nothing
-            is trained also keeps its batch-norm statistics, and runs on them.
+        rates: Learning-rate multipliers by glob, the first match counts; 0 freezes.
+        before: Phases that come before the one with `rates`, which has what is left of the epochs.
+        batch_norm: What a convolution of which nothing is trained normalises by: the statistics of the "source";
+            those of the "target", estimated once on its training crystals; or those of each batch ("update"), which
+            then change. Convolutions that are trained always update theirs.
+        pull: Strength of a pull of the loaded parameters towards the source, in place of weight decay.
+        adapter_rank: Rank of the adapters beside the kernels of the convolutions; 0: none. The pattern "adapter/*"
+            stands for them; a finished model holds them folded into the kernels.
+        refit_output: Replace the source's last layer by its least-squares fit to the training labels: of one output,
+            a new scale and shift.
+        sources: 1, or 0 for all that are given: they stand side by side in one network (`SourceMixture`), whose
+            parameters are "source_0/conv_0/…", …, "gate/logits" and "head/…".
+        combine: "concatenate" or "gate", see `ModelConfig`.
+        top_k: Sources that the gate lets through; 0: all.
     """
 
     name: str
     summary: str
     reinitialise: tuple[str, ...]
     rates: Rates
+    before: tuple[Phase, ...] = ()
+    batch_norm: str = "source"
+    pull: float = 0.0
+    adapter_rank: int = 0
+    refit_output: bool = False
+    sources: int = 1
+    combine: str = "concatenate"
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in BATCH_NORMS:
+            raise InputError(f"{self.name}: batch_norm is {self.batch_norm!r}: use one of {BATCH_NORMS}")
+        shares = [phase.share for phase in self.before]
+        if any(share <= 0 for share in shares) or sum(shares) >= 1:
+            raise InputError(f"{self.name}: phases before the last take {shares} of the epochs: together less than 1")
+        if self.pull < 0 or self.adapter_rank < 0:
+            raise InputError(f"{self.name}: pull {self.pull}, adapter_rank {self.adapter_rank}: not negative, please")
+
+    @property
+    def trains(self) -> bool:
+        """False where nothing is left to train."""
+        return any(rate for _, rate in self.rates) or bool(self.before)
+
+    @property
+    def pulls(self) -> Rates:
+        """Strength of the pull by pattern, for `optim.make_optimizer`."""
+        if not self.pull:
+            return ()
+        return (*((pattern, 0.0) for pattern in self.reinitialise), ("*", self.pull))
+
+    def phases(self, epochs: int) -> list[tuple[int, Rates]]:
+        """Epochs and rates of each phase; every one has an epoch at least.
+
+        Example:
+            >>> [(n, rates[0]) for n, rates in find_strategy("head_then_full").phases(10)]
+            [(3, ('head/*', 1.0)), (7, ('*', 1.0))]
+        """
+        out = [(max(1, round(phase.share * epochs)), phase.rates) for phase in self.before]
+        return [*out, (max(1, epochs - sum(n for n, _ in out)), self.rates)]
 
 
+HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))
 STRATEGIES = {
     strategy.name: strategy
     for strategy in (
@@ -41,7 +106,7 @@ STRATEGIES = {
             "frozen",
             "embedding, convolutions and their batch-norm statistics stay as in the source; a new head is trained",
             ("head/*",),
-            (("head/*", 1.0), ("*", 0.0)),
+            HEAD_ONLY,
         ),
         Strategy(
             "head",
@@ -49,16 +114,94 @@ STRATEGIES = {
             ("head/output/*",),
             (("head/output/*", 1.0), ("*", 0.0)),
         ),
+        Strategy(
+            "head_then_full",
+            "a new head is trained on the frozen source first, then everything",
+            ("head/*",),
+            ALL,
+            before=(Phase(0.3, HEAD_ONLY),),
+        ),
+        Strategy(
+            "l2sp",
+            "as full, with the loaded weights pulled towards those of the source",
+            ("head/*",),
+            ALL,
+            pull=1.0,
+        ),
+        Strategy(
+            "keep_head",
+            "the whole source with its head, whose output is fitted to the labels by scale and shift: same property",
+            (),
+            (("*", 0.0),),
+            refit_output=True,
+        ),
+        Strategy(
+            "keep_head_then_full",
+            "as keep_head, then everything is trained",
+            (),
+            ALL,
+            refit_output=True,
+        ),
+        Strategy(
+            "adapters",
+            "low-rank adapters beside the frozen convolutions, and a new head, are trained",
+            ("head/*",),
+            (("adapter/*", 1.0), ("head/*", 1.0), ("*", 0.0)),
+            adapter_rank=4,
+        ),
+        Strategy(
+            "multi_source",
+            "the pooled features of all sources, which stay as they are, joined before a new head",
+            ("head/*",),
+            HEAD_ONLY,
+            sources=0,
+        ),
+        Strategy(
+            "multi_source_gate",
+            "the pooled features of all sources, which stay as they are, mixed by a learnt weight each",
+            ("gate/*", "head/*"),
+            (("gate/*", 10.0), ("head/*", 1.0), ("*", 0.0)),
+            sources=0,
+            combine="gate",
+        ),
+        Strategy(
+            "multi_source_full",
+            "as multi_source, then everything is trained",
+            ("head/*",),
+            ALL,
+            before=(Phase(0.3, HEAD_ONLY),),
+            sources=0,
+        ),
     )
+}
+# Those that depend on the depth of the network.
+DEEP = {
+    "discriminative": f"as full, each layer below the head learning {LAYER_DECAY:g} times slower than the one above",
+    "gradual": "a new head is trained, then one convolution more after the other from the top, then everything",
+    f"{FREEZE}conv_K": "embedding and convolutions 0 to K stay as in the source, the rest and a new head are trained",
 }
 
 
-def find_strategy(strategy: str | Strategy, multipliers: Rates = ()) -> Strategy:
+def strategy_names(convolutions: int = ModelConfig.convolutions) -> tuple[str, ...]:
+    """Names of all ways to fine-tune one source.
+
+    Example:
+        >>> [name for name in strategy_names(2) if name.startswith("freeze")]
+        ['freeze:conv_0', 'freeze:conv_1']
+    """
+    depths = [f"{FREEZE}conv_{layer}" for layer in range(convolutions)]
+    return (*STRATEGIES, *(name for name in DEEP if not name.startswith(FREEZE)), *depths)
+
+
+def find_strategy(
+    strategy: str | Strategy, multipliers: Rates = (), convolutions: int = ModelConfig.convolutions
+) -> Strategy:
     """A strategy by name, with further learning-rate multipliers in front of its own.
 
     Args:
         strategy: Name, or a strategy of the caller's own.
         multipliers: For example (("conv_*", 0.1),): convolutions learn at a tenth of the rate.
+        convolutions: Of the network, for the strategies that depend on its depth.
 
     Raises:
         InputError: Unknown name, or a multiplier that is negative or no number.
@@ -66,100 +209,34 @@ def find_strategy(strategy: str | Strategy, multipliers: Rates = ()) -> Strategy
     Example:
         >>> find_strategy("full", (("conv_*", 0.1),)).rates
         (('conv_*', 0.1), ('*', 1.0))
+        >>> find_strategy("freeze:conv_1").rates
+        (('embedding/*', 0.0), ('conv_0/*', 0.0), ('conv_1/*', 0.0), ('*', 1.0))
     """
     if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise InputError(f"no strategy {strategy!r}; there are: {', '.join(STRATEGIES)}")
-        strategy = STRATEGIES[strategy]
-    return replace(strategy, rates=check_rates((*multipliers, *strategy.rates)))
+        if strategy not in strategy_names(convolutions):
+            known = (*STRATEGIES, *DEEP)
+            raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
+        strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
+    before = tuple(replace(phase, rates=check_rates((*multipliers, *phase.rates))) for phase in strategy.before)
+    return replace(strategy, rates=check_rates((*multipliers, *strategy.rates)), before=before)
 
 
-class Leaf(NamedTuple):
-    """What became of one array."""
-
-    path: str
-    fate: str  # "loaded" or "re-initialised"
-    rate: float | None  # learning-rate multiplier; None for statistics
-    size: int
-
-
-@dataclass(frozen=True)
-class Account:
-    """What became of every array in a merge."""
-
-    leaves: tuple[Leaf, ...]
-
-    def __str__(self) -> str:
-        rows: dict[tuple[str, str, str], list[int]] = {}
-        for leaf in self.leaves:
-            module = "/".join(leaf.path.split("/")[:2]) if leaf.path.startswith("head/") else leaf.path.split("/")[0]
-            trained = "statistics" if leaf.rate is None else "frozen" if not leaf.rate else f"trained x{leaf.rate:g}"
-            rows.setdefault((module, leaf.fate, trained), []).append(leaf.size)
-        return "\n".join(
-            f"  {module:<16} {len(sizes):>2} arrays {sum(sizes):>7,} numbers  {fate:<15} {trained}"
-            for (module, fate, trained), sizes in rows.items()
-        )
-
-
-def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Variables, Account]:
-    """Source weights where the strategy keeps them, fresh ones where it asks for them; every array is accounted for.
-
-    Args:
-        source: {"params", "batch_stats"} of the source.
-        fresh: The same of the target network, newly initialised.
-        strategy: What to load.
-
-    Raises:
-        InputError: Arrays that only one side has, or whose shapes differ, or patterns without an array, with the
-            list of them.
-
-    Source:
-        The leaf-by-leaf account follows the habit of big_vision's `merge_params`.
-    """
-    old, new = flatten(source), flatten(fresh)
-    merged, leaves, problems = {}, [], []
-    multipliers = flatten(rate_tree(fresh["params"], strategy.rates))
-    for path, array in new.items():
-        kind, name = path.split("/", 1)
-        again = any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise)
-        if again:
-            merged[path] = array
-        elif path not in old:
-            problems.append(f"- {path} {array.shape}: not in the source")
-            continue
-        elif old[path].shape != array.shape:
-            problems.append(f"- {path}: {old[path].shape} in the source, {array.shape} needed")
-            continue
-        else:
-            merged[path] = np.asarray(old[path], array.dtype)
-        rate = float(multipliers[name]) if kind == "params" else None
-        leaves.append(Leaf(name, "re-initialised" if again else "loaded", rate, array.size))
-    for path in old:
-        name = path.split("/", 1)[1]
-        if path not in new and not any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise):
-            problems.append(f"+ {path} {old[path].shape}: in the source only")
-    names = [path.split("/", 1)[1] for path in new]
-    problems += [
-        f"? {pattern}: nothing in the network to re-initialise"
-        for pattern in strategy.reinitialise
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
-    ]
-    if problems:
-        raise InputError("the source does not fit the network:\n  " + "\n  ".join(problems))
-    return unflatten(merged), Account(tuple(leaves))
-
-
-def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -> None:
-    """Raise `InputError` unless a dataset's graphs are of the kind that a model was trained on."""
-    wanted, found = replace(source.graph, places=graph.places), graph
-    if wanted == found:
-        return
-    names = [name for name in GraphConfig.__dataclass_fields__ if getattr(wanted, name) != getattr(found, name)]
-    told = "; ".join(f"{name} is {getattr(found, name)}, the model's {getattr(wanted, name)}" for name in names)
-    raise InputError(
-        f"{where} was prepared with other graph settings than the model's ({told}): "
-        "prepare it again with those, or give the crystals themselves instead of a prepared dataset"
-    )
+def _deep(name: str, convolutions: int) -> Strategy:
+    """The strategies that name each layer of a network."""
+    layers = ["embedding/*", *(f"conv_{layer}/*" for layer in range(convolutions))]
+    if name == "discriminative":
+        depth = len(layers)
+        rates = [(layer, LAYER_DECAY ** (index - depth)) for index, layer in enumerate(layers)]
+        return Strategy(name, DEEP[name], ("head/*",), (*rates, ("*", 1.0)))
+    if name == "gradual":
+        # Half of the epochs for the phases in which a part is still frozen, the other half for everything.
+        share = 0.5 / convolutions
+        frozen = [tuple((layer, 0.0) for layer in layers[: len(layers) - phase]) for phase in range(convolutions)]
+        before = tuple(Phase(share, (*rates, ("*", 1.0))) for rates in frozen)
+        return Strategy(name, DEEP[name], ("head/*",), ALL, before=before)
+    last = int(name.removeprefix(f"{FREEZE}conv_"))
+    still = tuple((layer, 0.0) for layer in layers[: last + 2])
+    return Strategy(name, DEEP[f"{FREEZE}conv_K"], ("head/*",), (*still, ("*", 1.0)))
 
 
 def check_rates(patterns: Sequence[tuple[str, float]]) -> Rates:

@@ -21,6 +21,7 @@ import optax
 from jax import Array
 
 from tlcgcnn_jax import losses
+from tlcgcnn_jax.adapters import fold_adapters
 from tlcgcnn_jax.batching import (
     Batch,
     PadBudget,
@@ -35,7 +36,7 @@ from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.model import CGCNN, Variables, init_variables
+from tlcgcnn_jax.model import Network, Variables, build_network, init_variables
 from tlcgcnn_jax.optim import ALL, Rates, frozen_modules, learning_rate, make_optimizer, rate_tree
 from tlcgcnn_jax.splits import Split
 
@@ -54,13 +55,22 @@ class Program:
         config: Training settings; only those that `static` keeps matter.
         rates: Learning-rate multipliers by pattern; 0 freezes.
         frozen: Modules whose batch norm keeps to its running statistics.
+        pulls: Strength of the pull towards the start by pattern.
+        cached: Convolutions whose result stands in the batches already, see `CGCNN`.
     """
 
-    model: CGCNN
+    model: Network
     targets: tuple[Target, ...]
     config: TrainConfig
     rates: Rates = ALL
     frozen: tuple[str, ...] = ()
+    pulls: Rates = ()
+    cached: int | None = None
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Gradients to updates for a learning rate of 1."""
+        return make_optimizer(self.config, self.rates, self.pulls)
 
     def static(self) -> "Program":
         """The same program for every seed, learning rate and length."""
@@ -93,8 +103,7 @@ def init_state(program: Program, variables: Variables) -> TrainState:
     """A state at update 0; `variables` are copied, since the steps give up their input's memory."""
     params = jax.tree.map(jnp.array, variables["params"])
     stats = jax.tree.map(jnp.array, variables["batch_stats"])
-    optimizer = make_optimizer(program.config, program.rates)
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, program.optimizer.init(params))
 
 
 def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
@@ -117,14 +126,14 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
         # Frozen leaves are constants: their backward pass is not even traced.
         params = jax.tree.map(lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf), params, multipliers)
         outputs, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, batch.graph, True, program.frozen,
-            mutable=["batch_stats"], rngs={"dropout": dropout},
+            {"params": fold_adapters(params), "batch_stats": state.batch_stats},
+            batch.graph, True, program.frozen, program.cached, mutable=["batch_stats"], rngs={"dropout": dropout},
         )  # fmt: skip
         total, count = losses.loss_sum(outputs, batch.labels, program.targets, config.loss)
         return total / jnp.maximum(count, 1.0), (updated["batch_stats"], total, count)
 
     (_, (batch_stats, total, count)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, opt_state = make_optimizer(config, program.rates).update(gradients, state.opt_state, state.params)
+    updates, opt_state = program.optimizer.update(gradients, state.opt_state, state.params)
     rate = learning_rate(config, state.step, hyper.total, hyper.learning_rate)
     # Adding zero would turn -0.0 into 0.0: frozen leaves are passed on and not added to.
     params = jax.tree.map(
@@ -135,7 +144,7 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
 
-def eval_step(model: CGCNN, variables: Variables, batch: Batch) -> Array:
+def eval_step(model: Network, variables: Variables, batch: Batch) -> Array:
     """Outputs of a padded batch with running statistics, [n_graph, outputs]."""
     outputs: Any = model.apply(variables, batch.graph, False)
     return outputs
@@ -165,7 +174,7 @@ def train_scan(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def eval_scan(model: CGCNN, variables: Variables, batches: Batch) -> Array:
+def eval_scan(model: Network, variables: Variables, batches: Batch) -> Array:
     """`eval_step` over stacked batches, [n_batch, n_graph, outputs]."""
 
     def body(carry: None, batch: Batch) -> tuple[None, Array]:
@@ -178,7 +187,7 @@ def eval_scan(model: CGCNN, variables: Variables, batches: Batch) -> Array:
 
 
 def network_outputs(
-    model: CGCNN,
+    model: Network,
     variables: Variables,
     dataset: CrystalDataset,
     batch_size: int | None = None,
@@ -239,6 +248,7 @@ def train(
     variables: Variables | None = None,
     rates: Rates = ALL,
     frozen: tuple[str, ...] | None = None,
+    pulls: Rates = (),
     normaliser: Normaliser | None = None,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
@@ -254,6 +264,7 @@ def train(
         variables: Start from these instead of fresh weights.
         rates: Learning-rate multipliers by pattern; 0 freezes.
         frozen: Modules whose batch norm keeps to its running statistics; default: those of which nothing is trained.
+        pulls: Strength of the pull towards the start by pattern, see `optim.make_optimizer`.
         normaliser: Of the targets; default: fitted on the training rows.
         checkpoints: Where to keep the state after every epoch, and to go on from where it holds one.
         on_epoch: Called with every row of the history.
@@ -271,14 +282,14 @@ def train(
         raise InputError(f"not one of {len(split.train)} training crystals has a label")
     train_set, val_set = dataset.select(rows), dataset.select(split.val)
     budget = pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, len(rows)), dataset.graph.places)
-    model = CGCNN(model_config, sum(target.outputs for target in targets), dataset.graph.places)
+    model = build_network(model_config, sum(target.outputs for target in targets), dataset.graph.places)
     if variables is None:
         variables = init_variables(model, example_graph(dataset), config.seed)
     if frozen is None:
         frozen = frozen_modules(variables["params"], rates)
-    if unknown := sorted(set(frozen) - set(variables["params"])):
+    if unknown := sorted(set(frozen) - set(frozen_modules(variables["params"], (("*", 0.0),)))):
         raise InputError(f"frozen names {', '.join(unknown)}; the network has {', '.join(sorted(variables['params']))}")
-    program = Program(model, targets, config, rates, frozen).static()
+    program = Program(model, targets, config, rates, frozen, pulls).static()
     state = init_state(program, variables)
 
     def plan(epoch: int) -> list[np.ndarray]:
@@ -299,7 +310,7 @@ def train(
     best_score, best_epoch, start, validated = math.inf, 0, 0, bool(np.isfinite(labels[split.val]).any())
     settings = {
         "training": to_dict(config), "model": to_dict(model_config), "targets": [to_dict(t) for t in targets],
-        "rates": rates, "frozen": frozen, "normaliser": np.array(normaliser).tolist(),
+        "rates": rates, "frozen": frozen, "pulls": pulls, "normaliser": np.array(normaliser).tolist(),
         "training crystals": _digest(dataset, labels, rows), "validation crystals": _digest(dataset, labels, split.val),
     }  # fmt: skip
     if checkpoints and (meta := checkpoints.meta()):
@@ -328,8 +339,9 @@ def train(
                 )
             now = {"params": state.params, "batch_stats": state.batch_stats}
             trained = time.perf_counter() - began
+            folded = {**now, "params": fold_adapters(now["params"])}
             val_score = losses.score(
-                network_outputs(model, now, val_set, budget=budget), labels[split.val], targets
+                network_outputs(model, folded, val_set, budget=budget), labels[split.val], targets
             ) if len(split.val) else float("nan")  # fmt: skip
             # Without validation labels the last weights are the best there are.
             if val_score < best_score or not validated:

@@ -1,10 +1,15 @@
-"""The source models that come with the package."""
+"""The source models: those that come with the package, and those in a folder of the user's own."""
 
+import logging
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from tlcgcnn_jax.bundle import CONFIG, Model, load_bundle
+from tlcgcnn_jax.bundle import CONFIG, WEIGHTS, Model, load_bundle
+from tlcgcnn_jax.cgcnn_import import import_cgcnn
 from tlcgcnn_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def folder() -> Path:
@@ -40,3 +45,53 @@ def load_model(name: str | Path) -> Model:
     if not Path(name).exists():
         raise InputError(f"{name}: neither a folder nor a shipped model; shipped are: {', '.join(shipped()) or 'none'}")
     return load_bundle(name)
+
+
+def find_sources(own: str | Path | None = None) -> dict[str, Model]:
+    """All models that may be transferred from: the shipped ones and those in a folder.
+
+    Args:
+        own: Folder with models, each in a folder of its own (`config.json` and `weights.npz`), or checkpoints of the
+            original CGCNN (`NAME.npz` with `NAME.json`) in it or one level below. What cannot be read is named in a
+            warning and left out.
+
+    Returns:
+        Models by name: a path within the folder, without the checkpoint's suffix.
+
+    Raises:
+        InputError: The folder is missing, or holds no model that can be read.
+
+    Example:
+        >>> "mp-formation-energy" in find_sources()
+        True
+    """
+    found = {name: load_model(name) for name in shipped()}
+    if own is None:
+        return found
+    place = Path(own)
+    if not place.is_dir():
+        raise InputError(f"{place}: no such folder; give one that holds source models")
+    folders = sorted(path for path in place.iterdir() if path.is_dir())
+    readers: dict[Path, Callable[[Path], Model]] = {
+        path: load_bundle for path in folders if (path / CONFIG).is_file() or (path / WEIGHTS).is_file()
+    }
+    for at in (place, *folders):
+        pairs = (path for path in sorted(at.glob("*.npz")) if path.with_suffix(".json").is_file())
+        readers |= dict.fromkeys(pairs, import_cgcnn)
+    broken = []
+    for path, read in readers.items():
+        name = path.relative_to(place).as_posix().removesuffix(".npz")
+        try:
+            model = read(path)
+        except InputError as error:
+            broken.append(name)
+            logger.warning("source %s is left out: %s", name, error)
+            continue
+        found[f"{place.resolve().name}/{name}" if name in found else name] = model
+    if len(found) == len(shipped()):
+        told = f"; left out as broken: {', '.join(broken)}" if broken else ""
+        raise InputError(
+            f"{place}: holds no source model{told}; folders with {CONFIG} and {WEIGHTS}, or checkpoints as NAME.npz "
+            "with NAME.json were expected (`tlcgcnn import-cgcnn` reads .pth.tar)"
+        )
+    return found

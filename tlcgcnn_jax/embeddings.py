@@ -1,0 +1,179 @@
+"""What source networks make of crystals: activations that serve as features for a regressor or a ranking."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from tlcgcnn_jax import losses
+from tlcgcnn_jax.batching import batch_plan, pad_budget, stack_batches
+from tlcgcnn_jax.bundle import Model, check_graph
+from tlcgcnn_jax.dataset import CrystalDataset
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.model import CGCNN, Variables
+
+LAYERS = ("pooled", "hidden", "output")
+FEATURES = ("pooled", "hidden")  # the output is the source's property, which these hold already
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Embeddings of some crystals by several sources, side by side.
+
+    Attributes:
+        blocks: Columns of each source.
+        values: float32 [n, d].
+    """
+
+    blocks: dict[str, slice]
+    values: np.ndarray
+
+
+def embed(model: Model, dataset: CrystalDataset, layers: Sequence[str] = FEATURES, member: int = 0) -> np.ndarray:
+    """Activations of a network as features of crystals.
+
+    Args:
+        model: The source.
+        dataset: Packed crystals with the source's graph settings; labels are not looked at.
+        layers: Some of `LAYERS`, as in `activations`.
+        member: Which network of an ensemble.
+
+    Returns:
+        float32 [n, d], the layers side by side: 64 + 128 columns for a network of default size.
+
+    Raises:
+        InputError: Another kind of graph, an unknown layer, or a network without such layers.
+
+    Example:
+        >>> from tlcgcnn_jax import build_dataset, load_model, textbook_records
+        >>> embed(load_model("mp-formation-energy"), build_dataset(textbook_records()[:3])).shape
+        (3, 192)
+    """
+    unknown = [layer for layer in layers if layer not in LAYERS]
+    if unknown or not layers:
+        raise InputError(f"no layer {', '.join(unknown) or 'was named'}; there are: {', '.join(LAYERS)}")
+    found = activations(model, dataset, member)
+    return np.concatenate([found[layer] for layer in layers], axis=1)
+
+
+def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequence[str] = FEATURES) -> Embedded:
+    """Embeddings by several sources, side by side.
+
+    Args:
+        sources: Models by name; of an ensemble, the first network counts.
+        crystals: With the graph settings of every source.
+        layers: As in `embed`.
+
+    Raises:
+        InputError: As in `embed`, and a source whose graph settings the crystals do not have; the source is named.
+
+    Example:
+        >>> from tlcgcnn_jax import load_model, textbook_records
+        >>> from tlcgcnn_jax.graph_sets import pack_graphs
+        >>> model = load_model("mp-formation-energy")
+        >>> embed_many({"energy": model}, pack_graphs(textbook_records()[:3], [model.graph])).blocks
+        {'energy': slice(0, 192, None)}
+    """
+    if not sources:
+        raise InputError("no source to embed with: give at least one model")
+    parts = [embed(model, graphs_for(name, model, crystals), layers) for name, model in sources.items()]
+    ends = np.cumsum([part.shape[1] for part in parts]).tolist()
+    blocks = {name: slice(end - part.shape[1], end) for name, part, end in zip(sources, parts, ends, strict=True)}
+    return Embedded(blocks, np.concatenate(parts, axis=1))
+
+
+def graphs_for(name: str, model: Model, crystals: GraphSets) -> CrystalDataset:
+    """The dataset that a source can read.
+
+    Raises:
+        InputError: There is none; the source is named.
+    """
+    try:
+        return crystals[model.graph]
+    except InputError as error:
+        raise InputError(f"source {name}: {error}") from error
+
+
+def activations(model: Model, dataset: CrystalDataset, member: int = 0) -> dict[str, np.ndarray]:
+    """All that a network says of crystals, batch norm on its running statistics.
+
+    Args:
+        model: The source.
+        dataset: Packed crystals with the source's graph settings; labels are not looked at.
+        member: Which network of an ensemble.
+
+    Returns:
+        float32 arrays of n rows: "pooled", the mean of the atoms' features [n, width]; "hidden", the first hidden
+        layer of the head [n, head_width]; "output", normalised values, and for classes the logarithms of their
+        probabilities [n, outputs].
+
+    Raises:
+        InputError: Another kind of graph, no such member, or a mixture of sources, which has no layers of its own.
+    """
+    check_graph(dataset.graph, model)
+    if model.model.sources > 1:
+        raise InputError(f"the network mixes {model.model.sources} sources: give these, each on its own")
+    if not 0 <= member < len(model.members):
+        raise InputError(f"member is {member}: the model has {len(model.members)}, counted from 0")
+    variables = model.members[member]
+    pooled = _pooled(model, variables, dataset)
+    hidden, output = head_activations(variables["params"]["head"], pooled)
+    for target, part in zip(model.targets, losses.output_slices(model.targets), strict=True):
+        if target.kind == "classification":
+            output[:, part] -= np.logaddexp.reduce(output[:, part], axis=1, keepdims=True)
+    return {"pooled": pooled, "hidden": hidden, "output": output}
+
+
+def head_activations(head: Mapping[str, Any], pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first hidden layer and the output of a head, as `layers.Head` computes them.
+
+    Args:
+        head: Parameters: {"hidden_0": {"kernel", "bias"}, …, "output": …}.
+        pooled: [n, width].
+
+    Returns:
+        [n, head_width] and [n, outputs].
+    """
+
+    def dense(layer: str, x: np.ndarray) -> np.ndarray:
+        return x @ np.asarray(head[layer]["kernel"]) + np.asarray(head[layer]["bias"])
+
+    first = x = np.logaddexp(0, dense("hidden_0", np.logaddexp(0, pooled)))  # log(1 + exp(x)), softplus
+    for layer in range(1, len(head) - 1):
+        x = np.logaddexp(0, dense(f"hidden_{layer}", x))
+    return first, dense("output", x)
+
+
+def _pooled(model: Model, variables: Variables, dataset: CrystalDataset) -> np.ndarray:
+    """Mean of the atoms' features of every crystal, float32 [n, width]."""
+    # Without its head, which takes no part, all sources of one body share a compilation.
+    body = CGCNN(replace(model.model, head_width=1, head_layers=1, dropout=0.0), 1, dataset.graph.places)
+    params = {name: part for name, part in variables["params"].items() if name != "head"}
+    variables = jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
+    out = np.zeros((len(dataset), model.model.width), np.float32)
+    for rows, graph in padded_batches(dataset):
+        out[rows] = np.asarray(_features(body, variables, graph))[: len(rows)]
+    return out
+
+
+def padded_batches(dataset: CrystalDataset) -> Iterable[tuple[np.ndarray, Any]]:
+    """Rows and padded graph of each batch; all have one shape."""
+    if not len(dataset):
+        return
+    size = 32 if jax.default_backend() == "cpu" else 256  # a CPU's caches hold no more
+    budget = pad_budget(dataset.n_atom, dataset.n_row, size, dataset.graph.places)
+    no_labels = np.zeros((len(dataset), 0), np.float32)
+    for rows in batch_plan(dataset.n_atom, dataset.n_row, budget):
+        stacked = stack_batches(dataset, no_labels, [rows], budget)
+        yield rows, jax.tree.map(lambda leaf: leaf[0], stacked.graph)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(network: CGCNN, variables: Variables, graph: Any) -> Array:
+    pooled: Any = network.apply(variables, graph, method="features")
+    return pooled

@@ -1,0 +1,348 @@
+"""Strategies at work: from sources and a strategy to trained networks, for many seeds at once."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from tlcgcnn_jax import losses
+from tlcgcnn_jax.adapters import ADAPTER, add_adapters, fold_adapters
+from tlcgcnn_jax.batching import pad_budget, stack_batches
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.checkpoint import Checkpoints
+from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
+from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
+from tlcgcnn_jax.embeddings import padded_batches
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.layers import TORCH_MOMENTUM
+from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.many import Run, train_many
+from tlcgcnn_jax.merging import Account, merge
+from tlcgcnn_jax.model import Network, Variables, build_network, init_variables
+from tlcgcnn_jax.optim import frozen_modules
+from tlcgcnn_jax.strategies import Strategy
+from tlcgcnn_jax.train import Program, Trained, example_graph, network_outputs
+
+STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One fine-tuning of many.
+
+    Attributes:
+        train: int [n_train], rows of the dataset.
+        val: int [n_val], rows to choose the epoch by; may be empty.
+        seed: Of fresh weights, batches and dropout.
+        learning_rate: Highest learning rate.
+        member: Which network of a source that is an ensemble.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    seed: int
+    learning_rate: float
+    member: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the strategy makes of the sources before any training.
+
+    Attributes:
+        variables: {"params", "batch_stats"}, with adapters where the strategy has some.
+        normaliser: Of the targets, fitted on the training rows alone.
+        account: What became of every array; None without a source.
+    """
+
+    variables: Variables
+    normaliser: Normaliser
+    account: Account | None
+
+
+def network_of(strategy: Strategy, sources: Sequence[Model], model_config: ModelConfig) -> ModelConfig:
+    """Sizes of the network that a strategy trains: the source's, side by side for several, or the given ones."""
+    if not sources:
+        return model_config
+    first = sources[0].model
+    if strategy.sources == 1:
+        return first
+    body = ("width", "convolutions", "gaussian_step", "gaussian_max")
+    for model in sources[1:]:
+        other = [name for name in body if getattr(model.model, name) != getattr(first, name)]
+        if other:
+            raise InputError(
+                f"sources that are mixed must agree in {', '.join(body)}: they differ in {', '.join(other)}"
+            )
+    top_k = min(strategy.top_k, len(sources))
+    # A head as wide as a new network's: that of a source was made for its own property.
+    return replace(model_config, sources=len(sources), combine=strategy.combine, top_k=top_k,
+                   **{name: getattr(first, name) for name in body})  # fmt: skip
+
+
+def start(
+    dataset: CrystalDataset,
+    targets: Sequence[Target],
+    strategy: Strategy,
+    sources: Sequence[Model],
+    job: Job,
+    model_config: ModelConfig = ModelConfig(),
+) -> Start:
+    """Fresh and loaded weights, adapters, batch-norm statistics and the output layer, as the strategy wants them.
+
+    Args:
+        dataset: Packed crystals with the targets' columns and the sources' graph settings.
+        targets: What to learn.
+        strategy: How.
+        sources: None for training from scratch, one, or several for a mixture.
+        job: Rows and seed.
+        model_config: Sizes of a network without a source.
+
+    Raises:
+        InputError: Sources that do not fit, patterns that do not cover the parameters, or a training set without
+            labels.
+    """
+    normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
+    config = network_of(strategy, sources, model_config)
+    network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
+    fresh = jax.device_get(init_variables(network, example_graph(dataset), job.seed))
+    if strategy.adapter_rank:
+        fresh = {**fresh, "params": add_adapters(fresh["params"], strategy.adapter_rank, job.seed)}
+    if not sources:
+        return Start(merge(fresh, fresh, strategy)[0], normaliser, None)
+    members = [model.members[job.member % len(model.members)] for model in sources]
+    if strategy.refit_output:
+        members = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])]
+    if config.sources > 1:
+        old = {
+            kind: {f"source_{i}": _without_head(member.get(kind, {})) for i, member in enumerate(members)}
+            for kind in ("params", "batch_stats")
+        }
+    else:
+        old = members[0]
+    variables, account = merge(old, fresh, strategy)
+    if strategy.batch_norm == "target":
+        folded = {**variables, "params": fold_adapters(variables["params"])}
+        variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
+    return Start(variables, normaliser, account)
+
+
+def fine_tune(
+    dataset: CrystalDataset,
+    targets: Sequence[Target],
+    strategy: Strategy,
+    sources: Sequence[Model],
+    jobs: Sequence[Job],
+    config: TrainConfig,
+    *,
+    model_config: ModelConfig = ModelConfig(),
+    starts: Sequence[Start] | None = None,
+    checkpoints: Callable[[str], contextlib.AbstractContextManager[Checkpoints | None]] | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    cache: bool = True,
+) -> list[Trained]:
+    """Train one network for each job by a strategy, all in one compiled program a phase.
+
+    Each phase starts from the best epoch so far by validation score (the last one where nothing is held out), so that
+    what is kept in the end is an extractor and a head that belong together. Leading layers that stay as they are,
+    batch-norm statistics included, are computed once for all epochs.
+
+    Args:
+        dataset: As in `start`.
+        targets: As in `start`.
+        strategy: As in `start`.
+        sources: As in `start`.
+        jobs: Rows, seed and learning rate of each.
+        config: Epochs of all phases together, batch size and optimiser.
+        model_config: As in `start`.
+        starts: What `start` gave for each job, where it has been called already.
+        checkpoints: From the name of a part of the work to its checkpoints, as a context.
+        on_epoch: Called with the job's number and every row of its history.
+        cache: Compute leading frozen layers once; False recomputes them in every batch, for comparison.
+
+    Returns:
+        One result a job, in their order, with adapters folded into the kernels.
+    """
+    targets = tuple(targets)
+    starts = starts or [start(dataset, targets, strategy, sources, job, model_config) for job in jobs]
+    network = build_network(
+        network_of(strategy, sources, model_config), sum(t.outputs for t in targets), dataset.graph.places
+    )
+    results = [Trained(one.variables, one.normaliser, [], 0, one.variables) for one in starts]
+    # Jobs that start from one member of a source share the activations of its frozen layers.
+    groups = [[i for i, job in enumerate(jobs) if job.member == member] for member in sorted({j.member for j in jobs})]
+    for group, some in enumerate(groups if strategy.trains else []):
+        done = 0
+        for number, (epochs, rates) in enumerate(strategy.phases(config.epochs)):
+            first = results[some[0]].variables
+            frozen = () if strategy.batch_norm == "update" else frozen_modules(first["params"], rates)
+            depth = cached_depth(first["params"], frozen, network.config) if cache else None
+            features = None if depth is None else prefix_features(network, first, dataset, depth)
+            program = Program(network, targets, config, rates, frozen, strategy.pulls, depth)
+            runs = [
+                Run(jobs[i].train, jobs[i].val, results[i].variables, starts[i].normaliser, jobs[i].learning_rate,
+                    jobs[i].seed)
+                for i in some
+            ]  # fmt: skip
+            tell = functools.partial(_tell, on_epoch, some, done) if on_epoch else None
+            with checkpoints(f"group_{group}_phase_{number}") if checkpoints else contextlib.nullcontext() as kept:
+                phase = replace(config, epochs=epochs)
+                trained = train_many(
+                    dataset, runs, program, phase, features=features, checkpoints=kept, on_epoch=tell
+                )  # fmt: skip
+            for i, one in zip(some, trained, strict=True):
+                results[i] = _joined(results[i], one, done)
+            done += epochs
+    return [replace(one, variables=_folded(one.variables), last=_folded(one.last)) for one in results]
+
+
+def cached_depth(params: Any, frozen: Sequence[str], config: ModelConfig) -> int | None:
+    """How many leading convolutions give the same atom features in every epoch; None for none.
+
+    Example:
+        >>> cached_depth({}, ("embedding", "conv_0", "conv_2"), ModelConfig(convolutions=3))
+        1
+    """
+    if ADAPTER in params:
+        return None  # the convolutions change although none of their own parameters does
+    if config.sources > 1:
+        return config.convolutions if all(f"source_{i}" in frozen for i in range(config.sources)) else None
+    if "embedding" not in frozen:
+        return None
+    free = (layer for layer in range(config.convolutions) if f"conv_{layer}" not in frozen)
+    return next(free, config.convolutions) or None
+
+
+def prefix_features(network: Network, variables: Variables, dataset: CrystalDataset, depth: int) -> np.ndarray:
+    """What the first `depth` convolutions make of a dataset, batch norm on its running statistics.
+
+    Returns:
+        float32 [atoms, width], all atoms of the dataset in its order; after the last convolution pooled, [n, width],
+        for a mixture the sources side by side.
+    """
+    pooled = depth == network.config.convolutions
+    width = network.config.width * network.config.sources
+    out = np.empty((len(dataset) if pooled else int(dataset.n_atom.sum()), width), np.float32)
+    variables = jax.device_put(variables)
+    for rows, graph in padded_batches(dataset):
+        places = rows if pooled else gather_rows(dataset.atom_offset[rows], dataset.n_atom[rows])
+        out[places] = np.asarray(_prefix(network, depth, variables, graph))[: len(places)]
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefix(network: Network, depth: int, variables: Variables, graph: Any) -> Array:
+    pooled = depth == network.config.convolutions
+    found: Any = (
+        network.apply(variables, graph, method="features")
+        if pooled
+        else network.apply(variables, graph, convolutions=depth, method="atoms")
+    )
+    return found
+
+
+def estimate_statistics(
+    network: Network, variables: Variables, dataset: CrystalDataset, rows: np.ndarray
+) -> dict[str, Any]:
+    """Batch-norm statistics of some crystals taken as one batch, layer upon layer.
+
+    Args:
+        network: The network.
+        variables: {"params", "batch_stats"}; of the latter only the structure counts.
+        dataset: Packed crystals.
+        rows: Training rows; the first 2,000 are taken.
+
+    Returns:
+        A tree like variables["batch_stats"]: mean and unbiased variance of each batch norm's input.
+    """
+    some = dataset.select(rows[:STATISTICS_CRYSTALS])
+    budget = pad_budget(some.n_atom, some.n_row, len(some), some.graph.places)
+    plan = [np.arange(len(some))]
+    graph = jax.tree.map(
+        lambda leaf: leaf[0], stack_batches(some, np.zeros((len(some), 0), np.float32), plan, budget).graph
+    )
+    nothing = jax.tree.map(np.zeros_like, variables["batch_stats"])
+    found: Any = _statistics(network, {**variables, "batch_stats": nothing}, graph)
+    # From zero, one update of the running statistics is their momentum times those of the batch.
+    return jax.tree.map(lambda leaf: np.asarray(leaf / np.float32(TORCH_MOMENTUM)), found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _statistics(network: Network, variables: Variables, graph: Any) -> Any:
+    return network.apply(variables, graph, True, method="features", mutable=["batch_stats"])[1]["batch_stats"]
+
+
+def refit_output(
+    dataset: CrystalDataset,
+    rows: np.ndarray,
+    targets: Sequence[Target],
+    normaliser: Normaliser,
+    source: Model,
+    member: Variables,
+) -> Variables:
+    """A source's variables with a last layer whose output is the least-squares fit to the training labels.
+
+    Of a source with one output this is a new scale and shift; of several, a linear combination of them.
+
+    Args:
+        dataset: Packed crystals with the targets' columns.
+        rows: Training rows.
+        targets: Values, not classes.
+        normaliser: Of the targets.
+        source: The source.
+        member: The variables to start from.
+
+    Raises:
+        InputError: A target is a class.
+    """
+    if wrong := [target.name for target in targets if target.kind != "regression"]:
+        raise InputError(f"{', '.join(wrong)}: classes cannot be fitted by scale and shift; choose another strategy")
+    network = build_network(source.model, source.outputs, dataset.graph.places)
+    outputs = network_outputs(network, member, dataset.select(rows)).astype(np.float64)
+    labels = losses.normalise(np.asarray(dataset.targets[rows]), targets, normaliser)
+    design = np.concatenate([outputs, np.ones((len(rows), 1))], 1)
+    columns = []
+    for column in labels.T:
+        known = np.isfinite(column)
+        columns.append(np.linalg.lstsq(design[known], column[known].astype(np.float64), rcond=None)[0])
+    fitted = np.stack(columns, 1)
+    output = member["params"]["head"]["output"]
+    kernel = np.asarray(output["kernel"], np.float64) @ fitted[:-1]
+    bias = np.asarray(output["bias"], np.float64) @ fitted[:-1] + fitted[-1]
+    new = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+    head = {**member["params"]["head"], "output": new}
+    return {**member, "params": {**member["params"], "head": head}}
+
+
+def _joined(before: Trained, phase: Trained, done: int) -> Trained:
+    """Two phases as one training: the better epoch of both is kept."""
+    history = [*before.history, *({**row, "epoch": row["epoch"] + done} for row in phase.history)]
+
+    def best_score(trained: Trained) -> float:
+        scores = [row["val_score"] for row in trained.history if math.isfinite(row["val_score"])]
+        return min(scores, default=math.inf)
+
+    if before.history and best_score(before) <= best_score(phase) < math.inf:
+        return replace(before, history=history, last=phase.last)
+    return replace(phase, history=history, best_epoch=phase.best_epoch + done)
+
+
+def _tell(
+    on_epoch: Callable[[int, dict[str, float]], None], some: Sequence[int], done: int, i: int, row: dict[str, float]
+) -> None:
+    on_epoch(some[i], {**row, "epoch": row["epoch"] + done})
+
+
+def _folded(variables: Variables) -> Variables:
+    """The plain network that acts as the adapted one."""
+    return {**variables, "params": jax.device_get(fold_adapters(variables["params"]))}
+
+
+def _without_head(tree: Any) -> dict[str, Any]:
+    return {name: value for name, value in tree.items() if name != "head"}

@@ -1,0 +1,240 @@
+"""Groups of command-line options, and the settings and data that they stand for."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig
+from tlcgcnn_jax.errors import InputError
+
+TEXTBOOK = "textbook"
+PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
+
+
+def data_argument(parser: argparse.ArgumentParser) -> None:
+    """Crystals with labels, for `crystals` to read with the options of `reading_options`."""
+    parser.add_argument("data", metavar="DATASET", help="packed dataset; or any input, with --target; or `textbook`")
+
+
+def reading_options(parser: argparse.ArgumentParser) -> None:
+    """Which columns of which sheet, and what to do with bad crystals."""
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
+    )
+    parser.add_argument("--labels", type=Path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
+    parser.add_argument("--id-column", metavar="COLUMN", help="column of the ids (default: id, material_id, name, …)")
+    on_error_option(parser)
+
+
+def on_error_option(parser: argparse.ArgumentParser) -> None:
+    """What to do with bad crystals."""
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise",
+        help="stop at a crystal that cannot be used, or leave it out and list it (default: %(default)s)",
+    )  # fmt: skip
+
+
+def graph_options(parser: argparse.ArgumentParser) -> None:
+    """`GraphConfig`."""
+    group, default = parser.add_argument_group("graph"), GraphConfig()
+    group.add_argument("--cutoff", type=float, default=default.cutoff, help="Å (default: %(default)s)")
+    group.add_argument("--neighbours", type=int, default=default.neighbours, help="of each atom (default: %(default)s)")
+    group.add_argument("--ties", choices=("shell", "reference"), default=default.ties, help="(default: %(default)s)")
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """`ModelConfig`."""
+    group, default = parser.add_argument_group("network"), ModelConfig()
+    group.add_argument("--convolutions", type=int, default=default.convolutions, help="(default: %(default)s)")
+    group.add_argument("--width", type=int, default=default.width, help="features of an atom (default: %(default)s)")
+    group.add_argument("--head-width", type=int, default=default.head_width, help="(default: %(default)s)")
+    group.add_argument("--head-layers", type=int, default=default.head_layers, help="(default: %(default)s)")
+    group.add_argument("--dropout", type=float, default=default.dropout, help="(default: %(default)s)")
+
+
+def target_options(parser: argparse.ArgumentParser) -> None:
+    """What is to be learnt of the columns."""
+    group = parser.add_argument_group("targets")
+    group.add_argument("--unit", action="append", default=[], help="of each --target, in their order")
+    group.add_argument("--task", choices=("regression", "classification"), default="regression")
+    group.add_argument("--classes", type=int, help="number of classes (default: largest label + 1)")
+    group.add_argument(
+        "--transform", choices=("identity", "log10", "log"), default="identity",
+        help="learn the logarithm of the property; errors are reported in its unit all the same",
+    )  # fmt: skip
+
+
+def split_options(parser: argparse.ArgumentParser) -> None:
+    """Which crystals train, validate and test."""
+    group = parser.add_argument_group("split")
+    group.add_argument("--split", type=Path, metavar="FILE.json", help='{"train": [ids], "val": [ids], "test": [ids]}')
+    for part, share in PARTS.items():
+        group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {share}, or what is left)")
+        group.add_argument(f"--{part}-size", type=int, help="number of crystals, instead of a share")
+
+
+def run_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
+    """Everything that `train` and `transfer` share; `default`: of the training settings."""
+    data_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for model, errors and pictures")
+    parser.add_argument("--seeds", type=int, default=1, help="networks; more than one make an ensemble (default: 1)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in RUN")
+    reading_options(parser)
+    target_options(parser)
+    split_options(parser)
+    group = parser.add_argument_group("training")
+    choices = {
+        "optimizer": ("adamw", "sgd"), "schedule": ("cosine", "step", "constant"), "loss": ("mae", "mse", "huber"),
+    }  # fmt: skip
+    for field in dataclasses.fields(TrainConfig):
+        value = getattr(default, field.name)
+        kind: Any = {"clip": float, "patience": int, "milestones": float}.get(field.name, type(value))
+        many: Any = {"nargs": "+"} if field.name == "milestones" else {}
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=value, choices=choices.get(field.name),
+            help=f"(default: {value})", **many,
+        )  # fmt: skip
+
+
+def checked(parser: argparse.ArgumentParser, kind: type, options: argparse.Namespace) -> Any:
+    """A settings object from the options; what it refuses is bad usage."""
+    given = vars(options)
+    values = {f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in given}
+    if isinstance(values.get("milestones"), list):
+        values["milestones"] = tuple(values["milestones"])
+    try:
+        return kind(**values)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graphs: Iterable[GraphConfig]) -> Any:
+    """The `GraphSets` of the given data: of a packed dataset as it is, of anything else with these graph settings."""
+    from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+
+    dataset = packed_dataset(options.data)
+    if dataset is not None:
+        if options.labels or options.id_column:
+            parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
+        return GraphSets((dataset,))
+    if not options.target:
+        parser.error(f"{options.data} is not a packed dataset: name at least one --target COLUMN")
+    return pack_graphs(
+        named_input(options.data, options.target), graphs, targets=tuple(options.target), labels=options.labels,
+        id_column=options.id_column, on_error=options.on_error, progress=is_watched(),
+    )  # fmt: skip
+
+
+def run_data(options: argparse.Namespace, parser: argparse.ArgumentParser, graph: GraphConfig) -> tuple[Any, Any, Any]:
+    """Dataset (packed on the way if need be), targets and split."""
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}: at least 1")
+    (dataset,) = crystals(options, parser, (graph,)).datasets
+    dataset = dataset.with_targets(tuple(options.target) or dataset.target_names)
+    return dataset, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
+
+
+def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> list[Target]:
+    """What the columns of a dataset mean."""
+    names = dataset.target_names
+    if len(options.unit) not in (0, len(names)):
+        parser.error(f"{len(options.unit)} --unit for {len(names)} targets: give one for each, or none")
+    targets = []
+    for column, name in enumerate(names):
+        classes = Target.classes
+        if options.task == "classification":
+            labels = dataset.targets[:, column]
+            largest = max((float(label) for label in labels if label == label), default=1.0)
+            classes = max(2, int(largest) + 1) if options.classes is None else options.classes
+        unit = options.unit[column] if options.unit else ""
+        try:
+            targets.append(Target(name, unit, options.task, classes, options.transform))
+        except InputError as error:
+            parser.error(str(error))
+    return targets
+
+
+def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> Any:
+    """The split of a file, or a random one."""
+    from tlcgcnn_jax.splits import random_split, read_split
+
+    sizes = part_sizes(options, parser, len(dataset))
+    if options.split is not None:
+        return read_split(options.split, dataset.ids)
+    return random_split(len(dataset), options.seed, sizes["train"], sizes["val"], sizes["test"])
+
+
+def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: int) -> dict[str, float | int]:
+    """Share or number of each part; parts that were not asked for take what is left where their defaults do not fit."""
+    given: dict[str, float | int] = {}
+    for part in PARTS:
+        ratio, size = getattr(options, f"{part}_ratio"), getattr(options, f"{part}_size")
+        if ratio is not None and size is not None:
+            parser.error(f"--{part}-ratio and --{part}-size: give one of them")
+        if ratio is not None and not 0 <= ratio <= 1:
+            parser.error(f"--{part}-ratio is {ratio}: a share from 0 to 1 was expected")
+        if size is not None and size < 0:
+            parser.error(f"--{part}-size is {size}: it must not be negative")
+        value = ratio if size is None else size
+        if value is not None:
+            given[part] = value
+    if given and options.split is not None:
+        parser.error("--split names every crystal's part: ratios and sizes do not go with it")
+    taken = sum(value * n if isinstance(value, float) else value for value in given.values())
+    free = {part: share for part, share in PARTS.items() if part not in given}
+    wanted, left = sum(free.values()), max(0.0, n - taken) / n
+    shrink = min(1.0, left / wanted) if free else 1.0
+    return {part: given.get(part, PARTS[part] * shrink) for part in PARTS}
+
+
+def check_free_file(path: Path) -> None:
+    """Raise `InputError` where a file cannot be written, before any work is done for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file, for example {path / 'predictions.csv'}")
+        was_there = path.exists()
+        with path.open("a"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; choose another file") from error
+
+
+def packed_dataset(path: str) -> Any:
+    """The dataset in a folder that `prepare` made, or None for any other input."""
+    from tlcgcnn_jax.array_folder import MANIFEST
+    from tlcgcnn_jax.dataset import load_dataset
+
+    traces = (MANIFEST, "senders.npy")  # a dataset that lost a file shall be named as damaged
+    return load_dataset(path) if any((Path(path) / name).is_file() for name in traces) else None
+
+
+def named_input(name: str, targets: Sequence[str]) -> Any:
+    """What to read: a path, or the built-in crystals."""
+    if name != TEXTBOOK or Path(name).exists():
+        return name
+    from tlcgcnn_jax.textbook import textbook_records
+
+    return textbook_records(tuple(targets))
+
+
+def multiplier(text: str) -> tuple[str, float]:
+    """'conv_*=0.1' as a pattern and its learning-rate multiplier."""
+    pattern, _, rate = text.rpartition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = -1.0
+    if not pattern or not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: PATTERN=X expected, with X 0 (frozen) or positive")
+    return pattern, value
+
+
+def is_watched() -> bool:
+    """Bars are for people: not for files and pipes."""
+    return sys.stderr.isatty()
