@@ -18,7 +18,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graphs import build_graph
 from tlcgcnn_jax.structures import Crystal, Record
 
-ARRAYS = ("targets", "n_atom", "n_row", "atomic_numbers", "receivers", "senders", "distances", "weights")
+ARRAYS = ("targets", "n_atom", "n_row", "volume", "atomic_numbers", "receivers", "senders", "distances", "weights")
 
 
 def crystal(seed: int) -> Crystal:
@@ -55,6 +55,7 @@ def test_holds_the_graph_of_each_crystal(config: GraphConfig) -> None:
         atoms = slice(dataset.atom_offset[i], dataset.atom_offset[i + 1])
         rows = slice(dataset.row_offset[i], dataset.row_offset[i + 1])
         np.testing.assert_array_equal(dataset.atomic_numbers[atoms], graph.atomic_numbers)
+        assert dataset.volume[i] == pytest.approx((4 + i % 3) ** 3)
         for name in ("receivers", "senders", "distances", "weights"):
             np.testing.assert_array_equal(getattr(dataset, name)[rows], getattr(graph, name))
 
@@ -199,11 +200,12 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     assert len(build_dataset(records(), out=tmp_path / "empty")) == 9
 
 
-def test_a_later_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 99], ids=["without volumes", "of a later package"])
+def test_another_version_is_refused(tmp_path: Path, version: int) -> None:
     build_dataset(records(), out=tmp_path / "d")
     manifest = json.loads((tmp_path / "d" / "dataset.json").read_text())
-    (tmp_path / "d" / "dataset.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(InputError, match="version 99"):
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(manifest | {"version": version}))
+    with pytest.raises(InputError, match=f"version {version}; 2 was expected: pack the dataset again"):
         load_dataset(tmp_path / "d")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tlcgcnn_jax.errors import InputError
 
 FORMAT = "tlcgcnn_jax dataset"
-VERSION = 1
+VERSION = 2  # 1 had no volumes
 MANIFEST = "dataset.json"
 _AGAIN = "pack the dataset again"
 

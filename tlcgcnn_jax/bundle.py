@@ -1,5 +1,6 @@
 """The model that users pass around: one folder with settings, weights, metrics and a model card."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import Network, Variables, build_network
 
 FORMAT = 1
-CONFIG, WEIGHTS, CARD = "config.json", "weights.npz", "README.md"
+CONFIG, WEIGHTS, CARD, FORMULAS = "config.json", "weights.npz", "README.md", "formulas.txt.gz"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Model:
         members: One {"params", "batch_stats"} of NumPy arrays for each member of the ensemble.
         metrics: Errors on named parts of the data, in the targets' units.
         notes: Whatever the card shall tell: data, licence, settings, source.
+        formulas: Reduced formulas of the crystals that it was trained on, its source's included; () if not known.
     """
 
     graph: GraphConfig
@@ -43,6 +45,7 @@ class Model:
     members: tuple[Variables, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    formulas: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -74,6 +77,11 @@ class Model:
             weights = io.BytesIO()
             np.savez(weights, **arrays)  # type: ignore[arg-type]
             write_whole(folder / WEIGHTS, weights.getvalue())
+            formulas = gzip.compress("".join(f"{name}\n" for name in self.formulas).encode(), mtime=0)
+            if self.formulas:
+                write_whole(folder / FORMULAS, formulas)
+            else:
+                (folder / FORMULAS).unlink(missing_ok=True)
             config = {
                 "format": FORMAT,
                 "graph": to_dict(self.graph),
@@ -82,6 +90,7 @@ class Model:
                 "normaliser": {name: np.asarray(v, float).tolist() for name, v in self.normaliser._asdict().items()},
                 "members": len(self.members),
                 "weights_sha256": hashlib.sha256(weights.getvalue()).hexdigest(),
+                "formulas_sha256": hashlib.sha256(formulas).hexdigest() if self.formulas else None,
                 "metrics": self.metrics,
                 "notes": self.notes,
             }
@@ -130,7 +139,9 @@ def load_bundle(folder: str | Path) -> Model:
         unflatten({name.split("/", 1)[1]: array for name, array in flat.items() if name.startswith(f"{index}/")})
         for index in range(count)
     )
-    loaded = Model(graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}))
+    formulas = _formulas(folder / FORMULAS, config.get("formulas_sha256"))
+    metrics, notes = config.get("metrics", {}), config.get("notes", {})
+    loaded = Model(graph, model, targets, normaliser, members, metrics, notes, formulas)
     _check_shapes(loaded, folder)
     return loaded
 
@@ -197,6 +208,15 @@ def model_card(model: Model) -> str:
     lines += ["", "```python", "import tlcgcnn_jax", "", 'model = tlcgcnn_jax.load_model("PATH OF THIS FOLDER")']
     lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
     return "\n".join(lines)
+
+
+def _formulas(path: Path, digest: str | None) -> tuple[str, ...]:
+    """The formulas that a model was trained on; models of earlier versions do not tell."""
+    if digest is None:
+        return ()
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise InputError(f"{path}: missing or changed since the model was saved; copy the whole folder again")
+    return tuple(gzip.decompress(path.read_bytes()).decode().split())
 
 
 def _check_shapes(model: Model, folder: Path) -> None:

@@ -236,7 +236,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where} is {value!r}: a list was expected")
-        return tuple(_typed(typing.get_args(hint)[0], item, where) for item in value)
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            raise InputError(f"{where} is {value!r}: {len(kinds)} entries were expected")
+        return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return from_dict(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):

@@ -2,14 +2,9 @@
 
 import contextlib
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import types
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +16,7 @@ from tlcgcnn_jax.array_folder import FolderWriter, check_free, read_folder, read
 from tlcgcnn_jax.config import GraphConfig, from_dict, to_dict
 from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
 from tlcgcnn_jax.graphs import build_graphs
+from tlcgcnn_jax.processes import cores, script_not_run_again, worker_pool
 from tlcgcnn_jax.structures import Item, Record, formula, parse, scan
 
 logger = logging.getLogger(__name__)
@@ -30,6 +26,7 @@ _ARRAYS: dict[str, tuple[type, str]] = {
     "targets": (np.float32, "crystal"),
     "n_atom": (np.int32, "crystal"),
     "n_row": (np.int32, "crystal"),
+    "volume": (np.float32, "crystal"),
     "atomic_numbers": (np.uint8, "atom"),
     "receivers": (np.int32, "row"),
     "senders": (np.int32, "row"),
@@ -53,6 +50,7 @@ class CrystalDataset:
         targets: float32 [n, n_target], in the unit of the column; NaN where a label is missing.
         n_atom: int32 [n].
         n_row: int32 [n], rows of edge places.
+        volume: float32 [n], Å^3, of the cell that the graph was made of.
         atomic_numbers: uint8 [sum of n_atom].
         receivers: int32 [sum of n_row], counted from 0 in each crystal.
         senders: int32 [sum of n_row, places], counted from 0 in each crystal.
@@ -72,6 +70,7 @@ class CrystalDataset:
     targets: np.ndarray
     n_atom: np.ndarray
     n_row: np.ndarray
+    volume: np.ndarray
     atomic_numbers: np.ndarray
     receivers: np.ndarray
     senders: np.ndarray
@@ -356,15 +355,16 @@ def _arrays(records: list[Record], graph: GraphConfig, names: tuple[str, ...]) -
     graphs = build_graphs([record.structure for record in records], graph, wheres)
     values = [[record.targets[name] for name in names] for record in records]
     targets = np.array(values, np.float32).reshape(len(records), len(names))
-    return {"targets": targets, "n_atom": graphs.n_atom, "n_row": graphs.n_row, **graphs.arrays._asdict()}
+    volume = np.abs(np.linalg.det([record.structure.lattice for record in records])).astype(np.float32)
+    sizes = {"n_atom": graphs.n_atom, "n_row": graphs.n_row, "volume": volume}
+    return {"targets": targets, **sizes, **graphs.arrays._asdict()}
 
 
 def _packed(
     tasks: list[list[Item]], graph: GraphConfig, names: tuple[str, ...], on_error: str, processes: int | None
 ) -> Iterator[_Piece]:
     """The pieces of all tasks, in order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(processes or cores, len(tasks))
+    workers = min(processes or cores(), len(tasks))
     done = 0
     if workers > 1 and sum(map(len, tasks)) >= _WORTH_PROCESSES:
         try:
@@ -380,13 +380,11 @@ def _packed(
 def _in_processes(
     tasks: list[list[Item]], graph: GraphConfig, names: tuple[str, ...], on_error: str, workers: int
 ) -> Iterator[_Piece]:
-    # "spawn": a process that runs jax must not be forked.
-    context = multiprocessing.get_context("spawn")
     waiting: deque[Future[_Piece]] = deque()
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+    with worker_pool(workers) as pool:
         try:
             for task in tasks:
-                with _script_not_run_again():
+                with script_not_run_again():
                     waiting.append(pool.submit(_pack, task, graph, names, on_error))
                 if len(waiting) > 3 * workers:  # a bound on what waits in memory
                     yield waiting.popleft().result()
@@ -395,21 +393,6 @@ def _in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends the pool
-
-
-@contextlib.contextmanager
-def _script_not_run_again() -> Iterator[None]:
-    """Start processes that do not import the user's script: it may train, and need not guard against that."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _bar(total: int, progress: bool) -> Any:

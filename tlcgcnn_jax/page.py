@@ -1,6 +1,7 @@
 """Parts of one HTML page that needs nothing else: styles and pictures are inside, nothing is loaded."""
 
 import base64
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,14 +43,15 @@ thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 600; min-width: 5.5rem; }
 """
 
-# The policy makes it true that nothing is loaded, whatever a column's name holds.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# The policy makes it true that nothing is loaded and no other script runs, whatever a column's name holds.
 PAGE = Template(
     """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="$policy">
 <link rel="icon" href="data:,">
 <title>$title</title>
 <style>$style</style>
@@ -58,7 +60,7 @@ PAGE = Template(
 <main>
 <h1>$title</h1>
 $body
-</main>
+</main>$script
 </body>
 </html>
 """
@@ -72,14 +74,27 @@ class Html:
     text: str
 
 
-def page(title: str, parts: Iterable[Html]) -> str:
+def page(title: str, parts: Iterable[Html], style: str = "", script: str = "") -> str:
     """A whole page.
+
+    Args:
+        title: Of the page, and its heading.
+        parts: From top to bottom.
+        style: Further CSS, after the common one.
+        script: The one program that may run on the page, named in the page's policy by its hash.
 
     Example:
         >>> "<h1>a &lt; b</h1>" in page("a < b", [])
         True
     """
-    return PAGE.substitute(title=escape(title), style=STYLE, body="\n".join(part.text for part in parts))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return PAGE.substitute(
+        title=escape(title),
+        style=STYLE + style,
+        body="\n".join(part.text for part in parts),
+        policy=POLICY + (f"; script-src 'sha256-{digest}'" if script else ""),
+        script=f"\n<script>{script}</script>" if script else "",
+    )
 
 
 def section(title: str, *parts: Html) -> Html:
@@ -119,29 +134,45 @@ def figure(path: Path, alt: str, caption: str = "", dpi: int = 150) -> Html:
     return Html(f"<figure>{image}{below}</figure>")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> Html:
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, kind: str = "", targets: Sequence[str] = ()
+) -> Html:
     """A table whose first column heads the rows; numbers stand to the right.
 
     Args:
         header: Of the columns.
-        rows: Cells: text, or numbers (written by `number`).
+        rows: Cells: text, markup, or numbers (written by `number`).
         caption: What the table shows.
+        kind: Class of the table; the cells of a "sortable" one keep their numbers for the page's script.
+        targets: Property that each row is about, for the page's filter; default: none.
     """
     rows = [list(row) for row in rows]
     right = [all(isinstance(row[i], int | float | None) for row in rows) and rows != [] for i in range(len(header))]
     kinds = [' class="number"' if r else "" for r in right]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(header, kinds, strict=True))
     lines = []
-    for row in rows:
-        text = [escape(cell if isinstance(cell, str) else number(cell)) for cell in row]
-        cells = [f"<td{kind}>{cell}</td>" for cell, kind in zip(text[1:], kinds[1:], strict=True)]
-        lines.append(f'<tr><th scope="row"{kinds[0]}>{text[0]}</th>{"".join(cells)}</tr>')
+    for index, row in enumerate(rows):
+        text = [_cell(value) for value in row]
+        values = [_sort_value(cell) if r and kind == "sortable" else "" for cell, r in zip(row, right, strict=True)]
+        starts = [f"<td{k}{value}>" for k, value in zip(kinds, values, strict=True)]
+        cells = [f"{start}{cell}</td>" for start, cell in zip(starts[1:], text[1:], strict=True)]
+        about = f' data-target="{escape(targets[index])}"' if targets else ""
+        lines.append(f'<tr{about}><th scope="row"{kinds[0]}{values[0]}>{text[0]}</th>{"".join(cells)}</tr>')
     body = "\n".join(lines)
+    opening = f'<table class="{kind}">' if kind else "<table>"
     # Focusable, so that a wide table can be scrolled without a mouse.
     return Html(
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">{opening}'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(value: Any) -> str:
+    return value.text if isinstance(value, Html) else escape(value if isinstance(value, str) else number(value))
+
+
+def _sort_value(value: float | None) -> str:
+    return f' data-value="{"" if value is None or not math.isfinite(value) else f"{value:.6g}"}"'
 
 
 def number(value: float | None) -> str:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import plots
+from tlcgcnn_jax.analysis import analyse
 from tlcgcnn_jax.config import Target, from_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
 from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.page import Html, figure, flat, number, page, paragraph, plus_minus, result, section, table
+from tlcgcnn_jax.results import STUDY, StudyResults
+from tlcgcnn_jax.study_page import study_page
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl", "settings.json", "test_results.csv")
 DEMO = "demo.json"
@@ -85,24 +88,28 @@ def run_pictures(
 
 
 def run_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of a finished run, or of the demo, as one HTML file that needs no other.
+    """Write the report of a finished run, of a study or of the demo, as one HTML file that needs no other.
 
     Args:
         folder: Of the run: config.json, metrics.json, metrics.jsonl, settings.json and test_results.csv; or of the
-            demo: demo.json.
+            demo: demo.json; or of a study, finished or not: study.json and what lies beside it.
         out: HTML file; default: report.html in the folder.
 
     Returns:
         The file.
 
     Raises:
-        InputError: The folder holds neither, a file is damaged, or the report cannot be written.
+        InputError: The folder holds none of them, a file is damaged, or the report cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a finished run")
-    with tempfile.TemporaryDirectory() as drawn:
-        text = _demo_page(folder, Path(drawn)) if (folder / DEMO).is_file() else _run_page(folder, Path(drawn))
+    if (folder / STUDY).is_file():
+        results = StudyResults(folder)
+        text = study_page(results, analyse(results))
+    else:
+        with tempfile.TemporaryDirectory() as drawn:
+            text = _demo_page(folder, Path(drawn)) if (folder / DEMO).is_file() else _run_page(folder, Path(drawn))
     return write_whole(folder / "report.html" if out is None else out, text.encode())
 
 

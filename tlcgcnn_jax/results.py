@@ -16,6 +16,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 
 STUDY, RESULTS, PREDICTIONS, CRYSTALS = "study.json", "results.csv", "predictions", "crystals"
+DATASETS, SOURCES = "datasets", "sources"  # what the runs are made from, prepared at the start
 NAN = float("nan")
 KINDS = ("scratch", "transfer", "baseline")
 
@@ -210,6 +211,29 @@ class StudyResults:
         return self._crystals[target]
 
 
+def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the study with these settings already, finished or not.
+
+    Raises:
+        InputError: It holds something else, or a study with other settings.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the study (--out)")
+    # A start that was cut short leaves these without study.json, which is written last.
+    prepared = {CRYSTALS, DATASETS, SOURCES}
+    if not folder.is_dir() or not {p.name for p in folder.iterdir() if not p.name.startswith(".")} - prepared:
+        return False
+    before = StudyResults(folder).study.get("settings", {})
+    now = json.loads(to_json(dict(settings)))
+    changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
+    if changed:
+        raise InputError(
+            f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out)"
+        )
+    return True
+
+
 def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[str, Crystals]) -> StudyResults:
     """Make the folder of a study, or go on in that of the same study.
 
@@ -222,15 +246,7 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
         InputError: The folder holds something else or a study with other settings, or cannot be written.
     """
     folder = Path(folder)
-    # A start that was cut short leaves the crystals without study.json, which is written last.
-    if folder.is_dir() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {CRYSTALS}:
-        before = StudyResults(folder).study.get("settings", {})
-        now = json.loads(to_json(study["settings"]))
-        changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
-        if changed:
-            raise InputError(
-                f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out)"
-            )
+    if check_study(folder, study["settings"]):
         return StudyResults(folder)
     try:
         (folder / CRYSTALS).mkdir(parents=True, exist_ok=True)

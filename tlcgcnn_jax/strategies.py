@@ -10,7 +10,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.optim import ALL, Rates
 
 BATCH_NORMS = ("source", "target", "update")
-FREEZE = "freeze:"
+FREEZE, FEATURES, ENSEMBLE = "freeze:", "features:", "ensemble:"
 LAYER_DECAY = 2.6  # from one layer to the next below it (Howard & Ruder, ACL 2018, section 3.2)
 
 
@@ -94,6 +94,34 @@ class Strategy:
         """
         out = [(max(1, round(phase.share * epochs)), phase.rates) for phase in self.before]
         return [*out, (max(1, epochs - sum(n for n, _ in out)), self.rates)]
+
+
+@dataclass(frozen=True)
+class FeatureStrategy:
+    """A regressor on what the sources make of the crystals, which stay as they are.
+
+    Attributes:
+        name: "features:" and the regressor.
+        regressor: One of `regressors.REGRESSORS`.
+        layers: Some of `embeddings.LAYERS`, of each source.
+    """
+
+    name: str
+    regressor: str
+    layers: tuple[str, ...] = ("pooled", "hidden")
+
+
+@dataclass(frozen=True)
+class EnsembleStrategy:
+    """The mean of what several strategies predict.
+
+    Attributes:
+        name: "ensemble:" and the parts, joined by "+".
+        parts: Names of strategies; in a study, NAME@SOURCE stands for that of another source.
+    """
+
+    name: str
+    parts: tuple[str, ...]
 
 
 HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))
@@ -214,11 +242,31 @@ def find_strategy(
     """
     if isinstance(strategy, str):
         if strategy not in strategy_names(convolutions):
-            known = (*STRATEGIES, *DEEP)
+            known = (*STRATEGIES, *DEEP, f"{FEATURES}REGRESSOR", f"{ENSEMBLE}NAME+NAME")
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
         strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
     before = tuple(replace(phase, rates=check_rates((*multipliers, *phase.rates))) for phase in strategy.before)
     return replace(strategy, rates=check_rates((*multipliers, *strategy.rates)), before=before)
+
+
+def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
+    """A strategy of any kind by name: of fine-tuning, "features:REGRESSOR", or "ensemble:NAME+NAME".
+
+    Raises:
+        InputError: Unknown name.
+
+    Example:
+        >>> find_way("ensemble:full+features:svr").parts
+        ('full', 'features:svr')
+    """
+    if name.startswith(FEATURES):
+        return FeatureStrategy(name, name.removeprefix(FEATURES))
+    if name.startswith(ENSEMBLE):
+        parts = tuple(name.removeprefix(ENSEMBLE).split("+"))
+        if len(parts) < 2 or any(part.startswith(ENSEMBLE) for part in parts):
+            raise InputError(f"{name}: at least two strategies, none of them an ensemble: ensemble:full+features:svr")
+        return EnsembleStrategy(name, parts)
+    return find_strategy(name, convolutions=convolutions)
 
 
 def _deep(name: str, convolutions: int) -> Strategy:

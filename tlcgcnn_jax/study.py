@@ -1,0 +1,231 @@
+"""A study: the whole grid of runs, resumable, in this machine's processes or on a cluster, with its report."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.analysis import Analysis, analyse, write_analysis
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
+from tlcgcnn_jax.dataset import build_dataset
+from tlcgcnn_jax.engines import run_tasks
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.machine import processor, versions
+from tlcgcnn_jax.results import SOURCES, Crystals, Row, StudyResults, check_study, file_name, start_study
+from tlcgcnn_jax.run import fit
+from tlcgcnn_jax.splits import nested_sizes, overlap, random_split
+from tlcgcnn_jax.strategies import EnsembleStrategy
+from tlcgcnn_jax.study_config import StudyConfig, StudySource, read_study, source_name, target_name
+from tlcgcnn_jax.study_grid import Cell, grid
+from tlcgcnn_jax.study_plots import study_pictures
+from tlcgcnn_jax.study_work import Desk, Task, dataset_folder, labelled, work
+from tlcgcnn_jax.zoo import find_sources, load_model
+
+
+def study(
+    config: StudyConfig | str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Analysis:
+    """Run a study, or go on with it, and write its results, comparisons, pictures and report.
+
+    Args:
+        config: Configuration, or its TOML file.
+        out: Folder. One that holds the same study, finished or not, is gone on with: no run is made twice.
+        data: Folder that relative paths in the file start at; default: the file's own.
+        engine: "local" or "ray", see `engines.run_tasks`.
+        workers: Processes; default: one a core, or this one with an accelerator.
+        progress: Show a bar with the remaining time, and messages.
+
+    Returns:
+        What the study says.
+
+    Raises:
+        InputError: A configuration that makes no sense, data or sources that cannot be used, or a folder with another
+            study.
+    """
+    from tqdm import tqdm
+
+    plan = config if isinstance(config, StudyConfig) else read_study(config, data)
+    folder = Path(out)
+    check_study(folder, to_dict(plan))
+    results, alone = _prepared(plan, folder, progress)
+    desk = Desk(folder)
+    for target in plan.targets:  # what cannot be split is refused before hours of work
+        for seed in range(plan.seeds):
+            desk.split(target_name(target), (target.sizes or plan.sizes)[0], seed)
+    cells, ensembles = grid(plan, alone)
+    done = {row.run for row in results.rows}
+    tasks = [
+        Task(str(folder), cell, missing)
+        for cell in cells
+        if (missing := tuple(seed for seed in range(plan.seeds) if cell.run(seed) not in done))
+    ]
+    total = plan.seeds * len(cells)
+    with tqdm(total=total, initial=total - sum(len(task.seeds) for task in tasks), unit="run", file=sys.stderr,
+              disable=not progress, smoothing=0.05) as bar:  # fmt: skip
+        for task, found in run_tasks(work, tasks, engine, workers):
+            for row, predictions in found:
+                results.add(row, predictions)
+            bar.set_postfix_str(f"{task}: test MAE {np.mean([row.test_mae for row, _ in found]):.4g}")
+            bar.update(len(found))
+    _combine(desk, results, ensembles, plan)
+    return conclude(folder)
+
+
+def conclude(folder: str | Path) -> Analysis:
+    """Analyse the runs that there are: comparisons.csv, pictures and report.html in the study's folder."""
+    from tlcgcnn_jax.report import run_report
+
+    results = StudyResults(folder)
+    analysis = analyse(results)
+    write_analysis(analysis, folder)
+    study_pictures(results, analysis, folder)
+    run_report(folder)
+    return analysis
+
+
+def _prepared(plan: StudyConfig, folder: Path, progress: bool) -> tuple[StudyResults, list[tuple[str, int]]]:
+    """The study's folder with its datasets and sources, and the sources that are used alone."""
+    ready = [source for source in plan.sources if source.model]
+    models = {(source_name(source), _trained_on(model)): (source, model)
+              for source in ready if (model := load_model(source.model))}  # fmt: skip
+    pool = find_sources(Path(plan.pool)) if plan.pool else {}
+    for name, model in {**{name: model for (name, _), (_, model) in models.items()}, **pool}.items():
+        if not isinstance(model, Model):
+            raise InputError(f"source {name}: a model that holds one network is needed, not one made of several")
+    kinds = [GraphConfig(), *(model.graph for _, model in models.values()), *(model.graph for model in pool.values())]
+    crystals: dict[str, Crystals] = {}
+    for target in plan.targets:
+        crystals[target_name(target)] = _pack(plan, folder, target, kinds, progress)
+    trained = [source for source in plan.sources if source.data]
+    formulas = {formula for table in crystals.values() for formula in table.formulas}
+    made: dict[tuple[str, int], Path] = {}
+    for source in trained:
+        made |= _train_source(source, folder, formulas, progress)
+    places = {key: _kept(folder, key, model) for key, (_, model) in models.items()} | made
+    alone = [key for key, (source, _) in models.items() if source.alone]
+    alone += [key for source in trained if source.alone for key in made if key[0] == source_name(source)]
+    listed = [{"name": name, "size": size, "folder": str(where)} for (name, size), where in places.items()]
+    write_whole(folder / SOURCES / "sources.json", to_json(listed, indent=1).encode())
+    about = {
+        "title": plan.title,
+        "targets": [{"name": target_name(target), "unit": target.unit} for target in plan.targets],
+        "settings": to_dict(plan),
+        "versions": versions(),
+        "machine": processor(),
+        "overlap": _overlaps({f"{n}-{s}" if s else n: load_model(where) for (n, s), where in places.items()} | pool,
+                             crystals),
+    }  # fmt: skip
+    return start_study(folder, about, crystals), alone
+
+
+def _pack(plan: StudyConfig, folder: Path, target: Any, kinds: Sequence[GraphConfig], progress: bool) -> Crystals:
+    """Pack a target's crystals for every kind of graph; those that all kinds can use and that have a label count."""
+    name = target_name(target)
+    datasets = {}
+    for graph in kinds:
+        place = dataset_folder(folder, name, graph)
+        if place not in datasets:
+            datasets[place] = build_dataset(
+                target.data, targets=(target.column,), labels=target.labels or None, id_column=target.id_column or None,
+                graph=graph, out=place, on_error="skip", progress=progress,
+            )  # fmt: skip
+    first = next(iter(datasets.values()))
+    usable = set.intersection(*(set(dataset.ids) for dataset in datasets.values()))
+    rows = [
+        row for row, id_ in enumerate(first.ids) if id_ in usable and np.isfinite(np.asarray(first.targets[row])).all()
+    ]
+    skipped = len(first) + len(first.skipped) - len(rows)
+    if progress and skipped:
+        print(f"{name}: {skipped} crystals without a label or that cannot be used are left out", file=sys.stderr)
+    if not rows:
+        raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
+    some = labelled(first.select(rows), target)
+    return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64))
+
+
+def _train_source(source: StudySource, folder: Path, formulas: set[str], progress: bool) -> dict[tuple[str, int], Path]:
+    """Train a source at each of its sizes, on crystals whose formulas no target has; finished ones are kept."""
+    name = source_name(source)
+    target = Target(source.column, transform=source.transform)
+    packed = folder / SOURCES / f"{file_name(name)}-dataset"
+    dataset = build_dataset(source.data, targets=(source.column,), out=packed, on_error="skip", progress=progress)
+    known = np.isfinite(np.asarray(dataset.targets[:, 0]))
+    rows = np.flatnonzero(known & np.array([formula not in formulas for formula in dataset.formulas]))
+    split = random_split(len(rows), 0, 0.9, 0.05, 0.05, groups=[dataset.formulas[row] for row in rows])
+    sizes = source.sizes or (len(split.train),)
+    made = {}
+    for size, chosen in nested_sizes(split.train, sizes).items():
+        where = folder / SOURCES / f"{file_name(name)}-{size}"
+        made[name, size] = where
+        if (where / "metrics.json").is_file():
+            continue
+        if progress:
+            print(f"training source {name} on {size:,} crystals", file=sys.stderr)
+        part = replace(split, train=rows[chosen], val=rows[split.val], test=rows[split.test])
+        batches = max(1, size // 128)
+        epochs = max(source.epochs, -(-2000 // batches))  # small sources take more passes
+        fit(
+            dataset, target, split=part, config=TrainConfig(epochs=epochs), out=where, progress=progress,
+            resume=where.is_dir() and any(where.iterdir()),
+        )  # fmt: skip
+    return made
+
+
+def _kept(folder: Path, key: tuple[str, int], model: Model) -> Path:
+    """A source as a folder that workers read, whatever becomes of the original."""
+    where = folder / SOURCES / file_name(f"{key[0]}-{key[1]}" if key[1] else key[0])
+    model.save(where)
+    return where
+
+
+def _trained_on(model: Model) -> int:
+    count = model.notes.get("crystals trained on", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _overlaps(models: Mapping[str, Model], crystals: Mapping[str, Crystals]) -> list[dict[str, Any]]:
+    """How many crystals of each target have a formula that a source was trained on."""
+    rows = []
+    for name, model in models.items():
+        for target, table in crystals.items():
+            found = overlap(model.formulas, table.formulas) if model.formulas else (None, None)
+            rows.append({"source": name, "target": target, "count": found[0], "share": found[1]})
+    return rows
+
+
+def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan: StudyConfig) -> None:
+    """The runs that are means of others."""
+    done = {row.run for row in results.rows}
+    for cell in ensembles:
+        way = plan.strategy(cell.strategy)
+        assert isinstance(way, EnsembleStrategy)
+        for seed in range(plan.seeds):
+            if cell.run(seed) in done:
+                continue
+            parts = [_part(results, cell, seed, part) for part in way.parts]
+            if all(parts):
+                desk.results = results
+                results.add(*desk.ensemble(cell, seed, [part for part in parts if part]))
+
+
+def _part(results: StudyResults, cell: Cell, seed: int, part: str) -> Row | None:
+    """The run that an ensemble takes: NAME from the ensemble's own source, or NAME@SOURCE."""
+    strategy, _, source = part.partition("@")
+    same = results.select(target=cell.target, size=cell.size, seed=seed, strategy=strategy)
+    if source:
+        same = [row for row in same if row.source == source]
+    else:
+        own = [row for row in same if (row.source, row.source_size) == (cell.source, cell.source_size)]
+        same = own or [row for row in same if not row.source]
+    return same[0] if same else None

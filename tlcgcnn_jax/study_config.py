@@ -1,0 +1,189 @@
+"""The configuration of a study: one TOML file, read into frozen dataclasses; an unknown key is an error."""
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tlcgcnn_jax.config import ModelConfig, from_dict
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.strategies import ENSEMBLE, EnsembleStrategy, FeatureStrategy, Strategy, find_way
+
+RESERVED = ("auto", "all")
+
+
+@dataclass(frozen=True)
+class StudyTarget:
+    """A property to learn, and its crystals.
+
+    Attributes:
+        data: File or folder of crystals, as for `read_structures`; a relative path starts at the study's data folder.
+        column: Column of the property.
+        name: For tables and pictures; default: the column.
+        unit: Of the values that are learnt and of all errors.
+        transform: "identity", "log10" or "log". A study learns and reports the transformed value.
+        labels: CSV of labels, joined by id.
+        id_column: Column of the ids.
+        sizes: Training sizes of this target; default: those of the study.
+        leave_out: Globs over names of sources that know this very property, which "auto" and "all" leave out.
+    """
+
+    data: str
+    column: str
+    name: str = ""
+    unit: str = ""
+    transform: str = "identity"
+    labels: str = ""
+    id_column: str = ""
+    sizes: tuple[int, ...] = ()
+    leave_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudySource:
+    """A source model: one that is there, or one that the study trains at several sizes.
+
+    Attributes:
+        model: Folder of a model, or the name of a shipped one; or "" and
+        data: File or folder of crystals to train on, from which all formulas of the targets are removed;
+        column: Column of the property to train on;
+        sizes: Training sizes, nested; () is all crystals there are.
+        name: For tables and pictures; default: the model's, or the column.
+        transform: "identity", "log10" or "log", of a source that the study trains.
+        epochs: Passes over the training crystals, of a source that the study trains.
+        alone: Fine-tuned by itself too; False: only for the "auto" and "all" of the study.
+    """
+
+    model: str = ""
+    data: str = ""
+    column: str = ""
+    sizes: tuple[int, ...] = ()
+    name: str = ""
+    transform: str = "identity"
+    epochs: int = 50
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A grid of source × source size × strategy × target × target size × seed.
+
+    Attributes:
+        targets: What is to be learnt.
+        sources: What to transfer from.
+        pool: Folder of further source models, for "auto" and "all" only.
+        strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is always there. Each is
+            run from every source alone, one that takes several sources from all of them. NAME@SOURCE names the source
+            instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals) or "all".
+        own: Further strategies, as tables with the fields of `Strategy`.
+        baselines: Regressors on descriptors of the crystals, see `baselines.BASELINES`.
+        sizes: Training crystals; each set is a part of every larger one.
+        seeds: Number of seeds; each draws its own test, validation and training crystals.
+        test: Test crystals, a share up to 1.0 or a number.
+        val: Validation crystals for each training crystal.
+        disjoint: Test and validate only on crystals whose formula no source is known to have been trained on.
+        learning_rates: The grid that validation chooses from, the same for scratch and transfer.
+        epochs: Passes over the training crystals, all phases together; validation chooses which epoch is kept.
+        least_updates: Small training sets take more passes until there are so many updates.
+        batch_size: Crystals in a batch, on average.
+        weight_decay: Decoupled weight decay.
+        members: Networks of each run, which make an ensemble with a standard deviation.
+        model: Sizes of the network that is trained from scratch.
+        title: Of the report.
+    """
+
+    targets: tuple[StudyTarget, ...]
+    sources: tuple[StudySource, ...] = (StudySource("mp-formation-energy"),)
+    pool: str = ""
+    strategies: tuple[str, ...] = ("full", "frozen", "head_then_full", "features:svr")
+    own: tuple[Strategy, ...] = ()
+    baselines: tuple[str, ...] = ("median", "ridge", "svr", "forest")
+    sizes: tuple[int, ...] = (100, 300, 1000)
+    seeds: int = 5
+    test: float = 0.2
+    val: float = 0.25
+    disjoint: bool = True
+    learning_rates: tuple[float, ...] = (2e-3, 6e-3)
+    epochs: int = 60
+    least_updates: int = 600
+    batch_size: int = 32
+    weight_decay: float = 1e-4
+    members: int = 1
+    model: ModelConfig = ModelConfig()
+    title: str = "Transfer study"
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise InputError(message)
+
+        require(bool(self.targets), "a study needs at least one [[targets]] table")
+        require(self.seeds >= 1, f"seeds is {self.seeds}: at least 1 (5 or more tell something)")
+        require(bool(self.sizes) and min(self.sizes) >= 5, f"sizes are {self.sizes}: at least 5 training crystals each")
+        require(self.test > 0, f"test is {self.test}: a share up to 1.0, or a number of crystals")
+        require(self.val > 0, f"val is {self.val}: a share of the training crystals was expected")
+        require(bool(self.learning_rates), "learning_rates is empty: give at least one")
+        require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
+        names = [target_name(target) for target in self.targets]
+        require(len(set(names)) == len(names), f"targets are named {', '.join(names)}: give each its own name")
+        for source in self.sources:
+            told = source_name(source) or "a source"
+            require(bool(source.model) != bool(source.data), f"{told}: give either model, or data and column")
+            require(not source.data or bool(source.column), f"{told}: data without a column to train on")
+            require(told not in RESERVED, f"a source is named {told}, which stands for a choice of sources")
+        for name in self.strategies:
+            way = self.strategy(name)
+            source = "" if isinstance(way, EnsembleStrategy) else name.partition("@")[2]
+            known = {*RESERVED, *map(source_name, self.sources)}
+            require(not source or source in known, f"{name}: no source {source}; there are {', '.join(sorted(known))}")
+            parts = way.parts if isinstance(way, EnsembleStrategy) else ()
+            there = {"scratch", *self.baselines, *(strategy.partition("@")[0] for strategy in self.strategies)}
+            absent = [part for part in parts if part.partition("@")[0] not in there]
+            require(not absent, f"{name}: {', '.join(absent)} is not among the study's strategies and baselines")
+
+    def strategy(self, name: str) -> Strategy | FeatureStrategy | EnsembleStrategy:
+        """A strategy by name, of the study's own first."""
+        bare = name if name.startswith(ENSEMBLE) else name.partition("@")[0]
+        return next((own for own in self.own if own.name == bare), None) or find_way(bare)
+
+
+def target_name(target: StudyTarget) -> str:
+    """Name of a target in tables and files."""
+    if target.name or target.transform == "identity":
+        return target.name or target.column
+    return f"{target.transform} {target.column}"
+
+
+def source_name(source: StudySource) -> str:
+    """Name of a source in tables and files."""
+    return source.name or (Path(source.model).name if source.model else source.column)
+
+
+def read_study(path: str | Path, data: str | Path | None = None) -> StudyConfig:
+    """A study's configuration from a TOML file.
+
+    Args:
+        path: The file; its keys are the fields of `StudyConfig`, with [[targets]], [[sources]] and [[own]] as tables.
+        data: Folder that relative paths of data, models and pool start at; default: the file's own.
+
+    Raises:
+        InputError: Not TOML, an unknown key, a value that makes no sense; the file and the key are named.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    return _rooted(from_dict(StudyConfig, values, str(path)), Path(data) if data is not None else path.parent)
+
+
+def _rooted(study: StudyConfig, folder: Path) -> StudyConfig:
+    """Relative paths that exist below `folder` as they are found from here; other names stay (shipped models)."""
+
+    def rooted(name: str) -> str:
+        return str(folder / name) if name and not Path(name).is_absolute() and (folder / name).exists() else name
+
+    targets = tuple(replace(t, data=rooted(t.data), labels=rooted(t.labels)) for t in study.targets)
+    sources = tuple(replace(s, model=rooted(s.model), data=rooted(s.data)) for s in study.sources)
+    return replace(study, targets=targets, sources=sources, pool=rooted(study.pool))

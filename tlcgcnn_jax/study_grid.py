@@ -1,0 +1,149 @@
+"""The grid of a study: which runs there are, and which crystals each trains, validates and tests on."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.results import file_name
+from tlcgcnn_jax.splits import Split
+from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
+from tlcgcnn_jax.study_config import StudyConfig, target_name
+
+SCRATCH, AUTO, ALL = "scratch", "auto", "all"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in their seed alone; they share a compiled program.
+
+    Attributes:
+        target: Name of the target.
+        source: Name of the source, "auto", "all", or "" for none.
+        source_size: Crystals that the source was trained on; 0 where there is none, several, or it is not known.
+        strategy: Name of the strategy or baseline.
+        kind: "scratch", "transfer" or "baseline".
+        size: Crystals to train on.
+    """
+
+    target: str
+    source: str
+    source_size: int
+    strategy: str
+    kind: str
+    size: int
+
+    def run(self, seed: int) -> str:
+        """Name of one run.
+
+        Example:
+            >>> Cell("gap", "mp-energy", 500, "features:svr", "transfer", 100).run(3)
+            'gap__mp-energy-500__features_svr__100__3'
+        """
+        source = f"{self.source}-{self.source_size}" if self.source_size else self.source or "none"
+        return "__".join(file_name(str(part)) for part in (self.target, source, self.strategy, self.size, seed))
+
+
+def grid(study: StudyConfig, sources: Sequence[tuple[str, int]]) -> tuple[list[Cell], list[Cell]]:
+    """All cells of a study: those to be computed, and the ensembles that are made of their predictions.
+
+    Args:
+        study: The configuration.
+        sources: Name and training size of each source that is used alone.
+
+    Returns:
+        Cells in the order in which they are worth having: small training sets first, scratch before transfer.
+    """
+    computed: list[Cell] = []
+    combined: list[Cell] = []
+    for target in study.targets:
+        for size in target.sizes or study.sizes:
+            name = target_name(target)
+            computed.append(Cell(name, "", 0, SCRATCH, "scratch", size))
+            computed += [Cell(name, "", 0, baseline, "baseline", size) for baseline in study.baselines]
+            for strategy in study.strategies:
+                if strategy == SCRATCH:
+                    continue
+                way = study.strategy(strategy)
+                if isinstance(way, EnsembleStrategy):
+                    combined += [
+                        Cell(name, source, trained_on, strategy, kind, size)
+                        for source, trained_on, kind in _origins(study, way, sources)
+                    ]
+                    continue
+                bare, _, wanted = strategy.partition("@")
+                several = isinstance(way, Strategy) and way.sources != 1
+                chosen = [source for source in sources if source[0] == wanted] if wanted else [*sources]
+                if wanted in (AUTO, ALL) or (several and not wanted):
+                    chosen = [(wanted or ALL, 0)]
+                computed += [Cell(name, *source, bare, "transfer", size) for source in chosen]
+    order = {"scratch": 0, "baseline": 1, "transfer": 2}
+    return sorted(dict.fromkeys(computed), key=lambda c: (c.size, order[c.kind])), list(dict.fromkeys(combined))
+
+
+def _origins(
+    study: StudyConfig, way: EnsembleStrategy, sources: Sequence[tuple[str, int]]
+) -> list[tuple[str, int, str]]:
+    """Source, its size and the kind of each ensemble: those that its parts name, none, or each source alone."""
+    plain = {SCRATCH, *study.baselines}
+    if plain.issuperset(way.parts):
+        return [("", 0, "baseline")]
+    if all("@" in part or part in plain for part in way.parts):
+        named = dict.fromkeys(part.partition("@")[2] for part in way.parts if "@" in part)
+        return [("+".join(named), 0, "transfer")]
+    return [(*source, "transfer") for source in sources]
+
+
+def study_split(
+    formulas: Sequence[str], sizes: Sequence[int], seed: int, test: float, val: float, known: Collection[str] = ()
+) -> dict[int, Split]:
+    """Splits of one seed for all training sizes: crystals of one formula stay together, training sets are nested.
+
+    Args:
+        formulas: Reduced formula of each crystal.
+        sizes: Training crystals.
+        seed: Same seed, same splits.
+        test: Share (up to 1.0) or number of test crystals.
+        val: Validation crystals for each training crystal.
+        known: Formulas that must not be tested or validated on, since a source was trained on them.
+
+    Returns:
+        For each size the training rows (the first ones of the largest training set), as many validation rows as
+        `val` asks for (nested likewise), and the test rows, which are the same for all sizes.
+
+    Raises:
+        InputError: Too few crystals; the message says how many are needed and how many there are.
+
+    Example:
+        >>> splits = study_split([f"A{i}" for i in range(100)], [20, 40], seed=0, test=0.2, val=0.25)
+        >>> [len(part) for part in (splits[20].train, splits[20].val, splits[20].test)]
+        [20, 5, 20]
+    """
+    n, largest = len(formulas), max(sizes)
+    n_test = round(test * n) if test <= 1 else int(test)
+    n_val = max(1, round(val * largest))
+    groups: dict[str, list[int]] = {}
+    for row, formula in enumerate(formulas):
+        groups.setdefault(formula, []).append(row)
+    rng = np.random.default_rng(seed)
+    names = list(groups)
+    parts: dict[str, list[int]] = {"test": [], "val": [], "train": []}
+    for index in rng.permutation(len(names)):
+        rows, unseen = groups[names[index]], names[index] not in known
+        wanted = [part for part, most in (("test", n_test), ("val", n_val)) if len(parts[part]) < most and unseen]
+        parts[wanted[0] if wanted else "train"] += rows
+    for part, most in (("test", n_test), ("val", n_val), ("train", largest)):
+        if len(parts[part]) < most:
+            unseen = sum(formula not in known for formula in formulas)
+            told = f", {unseen:,} of them with a formula that no source is known to have seen" if known else ""
+            raise InputError(
+                f"{most:,} crystals to {part} with, {len(parts[part]):,} are left: {n:,} have a label{told}; "
+                f"ask for fewer (sizes up to {largest}, test {test:g}, val {val:g})"
+                + (", or set disjoint = false" if known and part != "train" else "")
+            )
+    rows = {part: rng.permutation(np.array(found, np.int64)) for part, found in parts.items()}
+    return {
+        size: Split(rows["train"][:size], rows["val"][: max(1, round(val * size))], rows["test"][: max(n_test, 1)])
+        for size in sizes
+    }

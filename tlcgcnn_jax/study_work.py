@@ -1,0 +1,358 @@
+"""One cell of a study at work: a strategy on a target with so many crystals, for several seeds."""
+
+import fnmatch
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax import losses
+from tlcgcnn_jax.baselines import BASELINES, baseline_predictions
+from tlcgcnn_jax.batching import batch_plan, pad_budget
+from tlcgcnn_jax.bundle import Model, load_bundle
+from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, from_dict, to_dict
+from tlcgcnn_jax.dataset import CrystalDataset, load_dataset
+from tlcgcnn_jax.descriptors import Features, descriptors
+from tlcgcnn_jax.embeddings import FEATURES, embed_many
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import regression_metrics
+from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of
+from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.machine import processor
+from tlcgcnn_jax.model import build_network
+from tlcgcnn_jax.novelty import fit_novelty
+from tlcgcnn_jax.ranking import rank_sources
+from tlcgcnn_jax.regressors import fit_regressor
+from tlcgcnn_jax.results import DATASETS, SOURCES, STUDY, Row, RunPredictions, StudyResults, file_name
+from tlcgcnn_jax.splits import Split, overlap
+from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
+from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
+from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, study_split
+from tlcgcnn_jax.train import Trained, network_outputs
+from tlcgcnn_jax.zoo import find_sources
+
+MOST_MIXED = 5  # sources that a mixture takes when it is trained as a whole
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell and the seeds that are missing of it.
+
+    Attributes:
+        folder: Of the study, in which datasets and sources are prepared.
+        cell: What to do.
+        seeds: For which seeds.
+    """
+
+    folder: str
+    cell: Cell
+    seeds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.cell.target, self.cell.source, self.cell.strategy, self.cell.size))
+
+
+def work(task: Task) -> list[tuple[Row, RunPredictions]]:
+    """Train and test the runs of a task; what is read from the study's folder is kept for the next one."""
+    return _desk(task.folder).runs(task.cell, task.seeds)
+
+
+@functools.lru_cache(maxsize=1)
+def _desk(folder: str) -> "Desk":
+    return Desk(folder)
+
+
+class Desk:
+    """What a worker has at hand: a study's settings, datasets and sources, each read when it is first needed.
+
+    Args:
+        folder: Of the study.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        settings = json.loads((self.folder / STUDY).read_text())["settings"]
+        self.study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
+        self.results = StudyResults(self.folder)
+        names = json.loads((self.folder / SOURCES / "sources.json").read_text())
+        self._places: dict[tuple[str, int], str] = {(one["name"], one["size"]): one["folder"] for one in names}
+        self._kept: dict[Any, Any] = {}
+
+    def _keep(self, key: Any, make: Any) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    @property
+    def alone(self) -> dict[tuple[str, int], Model]:
+        """Sources that are used alone, by name and training size."""
+        return {key: self._keep(("model", where), lambda where=where: load_bundle(where))
+                for key, where in self._places.items()}  # fmt: skip
+
+    def everyone(self, target: str) -> dict[str, Model]:
+        """All sources for a target, those of the pool included, by a name of their own."""
+        left_out = self.target(target).leave_out
+        return {
+            name: model for name, model in self._all.items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in left_out)
+        }  # fmt: skip
+
+    @property
+    def _all(self) -> dict[str, Model]:
+        own = {f"{name}-{size}" if size else name: model for (name, size), model in self.alone.items()}
+        if not self.study.pool:
+            return own
+        pool = self._keep("pool", lambda: find_sources(Path(self.study.pool)))
+        return own | {name: model for name, model in pool.items() if name not in own}
+
+    def target(self, name: str) -> StudyTarget:
+        """The configuration of a target."""
+        return next(target for target in self.study.targets if target_name(target) == name)
+
+    def dataset(self, name: str, graph: GraphConfig) -> CrystalDataset:
+        """The labelled crystals of a target as graphs of one kind, labels transformed."""
+
+        def load() -> CrystalDataset:
+            dataset = load_dataset(dataset_folder(self.folder, name, graph), verify=False)
+            row = {id_: index for index, id_ in enumerate(dataset.ids)}
+            return labelled(dataset.select([row[id_] for id_ in self.results.crystals(name).ids]), self.target(name))
+
+        return self._keep(("dataset", name, dataset_folder(self.folder, name, graph)), load)
+
+    def graph_sets(self, name: str, models: Mapping[str, Model]) -> GraphSets:
+        """The crystals of a target as graphs of all the kinds that some sources need."""
+        found = {dataset_folder(self.folder, name, model.graph): model.graph for model in models.values()}
+        return GraphSets(tuple(self.dataset(name, graph) for graph in found.values()))
+
+    def split(self, name: str, size: int, seed: int) -> Split:
+        """The crystals of one run."""
+        target, known = self.target(name), set()
+        if self.study.disjoint:
+            known = {formula for model in self._all.values() for formula in model.formulas}
+        sizes = target.sizes or self.study.sizes
+        formulas = self.results.crystals(name).formulas
+        make = functools.partial(study_split, formulas, sizes, seed, self.study.test, self.study.val, known)
+        return self._keep(("split", name, seed), make)[size]
+
+    def runs(self, cell: Cell, seeds: Sequence[int]) -> list[tuple[Row, RunPredictions]]:
+        """Train and test a cell for some seeds."""
+        began = time.perf_counter()
+        if cell.kind == "baseline":
+            found = [self._baseline(cell, seed) for seed in seeds]
+        else:
+            way = self.study.strategy(cell.strategy) if cell.kind == "transfer" else find_strategy("scratch")
+            if isinstance(way, FeatureStrategy):
+                found = [self._features(cell, way, seed) for seed in seeds]
+            else:
+                assert isinstance(way, Strategy)  # ensembles are made of finished runs
+                found = self._fine_tuned(cell, way, seeds)
+        each = (time.perf_counter() - began) / len(seeds)
+        return [(replace(row, seconds=each), predictions) for row, predictions in found]
+
+    def row(
+        self, cell: Cell, seed: int, predictions: RunPredictions, sources: Mapping[str, Model], **details: Any
+    ) -> tuple[Row, RunPredictions]:
+        """The row of a run, from its predictions."""
+        crystals = self.results.crystals(cell.target)
+        errors = regression_metrics(crystals.values[predictions.test_rows], predictions.test)
+        known = {formula for model in sources.values() for formula in model.formulas}
+        tested = [crystals.formulas[row] for row in predictions.test_rows]
+        told = all(model.formulas for model in sources.values()) and sources
+        row = Row(
+            run=cell.run(seed), target=cell.target, source=cell.source, source_size=cell.source_size,
+            strategy=cell.strategy, kind=cell.kind, size=cell.size, seed=seed,
+            learning_rate=details.get("learning_rate", float("nan")), epochs=details.get("epochs", 0),
+            updates=details.get("updates", 0),
+            val_mae=float(np.abs(predictions.val - crystals.values[predictions.val_rows]).mean()),
+            test_mae=errors["mae"], test_rmse=errors["rmse"], test_median_ae=errors["median_ae"],
+            test_r2=errors["r2"], test_n=len(tested),
+            overlap=overlap(sorted(known), tested).share if told else float("nan"),
+            seconds=float("nan"), machine=processor(),
+        )  # fmt: skip
+        return row, predictions
+
+    def _baseline(self, cell: Cell, seed: int) -> tuple[Row, RunPredictions]:
+        if cell.strategy not in BASELINES:
+            raise InputError(f"no baseline {cell.strategy!r}; there are: {', '.join(BASELINES)}")
+        features: Features = self._keep(
+            ("descriptors", cell.target), lambda: descriptors(self.dataset(cell.target, GraphConfig()))
+        )
+        split, values = self.split(cell.target, cell.size, seed), self.results.crystals(cell.target).values
+        rows = np.concatenate([split.val, split.test])
+        target = Target(cell.target, self.target(cell.target).unit)  # the values are transformed already
+        mean, std = baseline_predictions(cell.strategy, features, values, split.train, rows, target, seed)
+        return self.row(cell, seed, _predictions(split, mean, std), {})
+
+    def _sources(self, cell: Cell, seed: int) -> dict[str, Model]:
+        """The sources of a run by name: one, the best one, or all, best first."""
+        if cell.source not in (AUTO, ALL):
+            return {cell.source: self.alone[cell.source, cell.source_size]}
+        everyone = self.everyone(cell.target)
+        values, split = self.results.crystals(cell.target).values, self.split(cell.target, cell.size, seed)
+        ranked = self._keep(
+            ("ranking", cell.target, cell.size, seed),
+            lambda: rank_sources(self.graph_sets(cell.target, everyone), everyone, values, split.train, seed=0),
+        )
+        names = [score.name for score in ranked]
+        return {name: everyone[name] for name in (names[:1] if cell.source == AUTO else names)}
+
+    def _features(self, cell: Cell, way: FeatureStrategy, seed: int) -> tuple[Row, RunPredictions]:
+        sources = self._sources(cell, seed) if cell.source != ALL else self.everyone(cell.target)
+        values = self.results.crystals(cell.target).values
+        table = self._keep(
+            ("embedded", cell.target, tuple(sources), way.layers),
+            lambda: embed_many(sources, self.graph_sets(cell.target, sources), way.layers).values,
+        )
+        split = self.split(cell.target, cell.size, seed)
+        rows = np.concatenate([split.val, split.test])
+        mean, std = fit_regressor(way.regressor, table[split.train], values[split.train], seed).predict(table[rows])
+        novelty = fit_novelty(table[split.train]).score(table[split.test])
+        return self.row(cell, seed, _predictions(split, mean, std, novelty), sources)
+
+    def _fine_tuned(self, cell: Cell, way: Strategy, seeds: Sequence[int]) -> list[tuple[Row, RunPredictions]]:
+        chosen = {seed: self._sources(cell, seed) if cell.kind == "transfer" else {} for seed in seeds}
+        if way.sources != 1:
+            chosen = {seed: _mixable(sources, way) for seed, sources in chosen.items()}
+        out: dict[int, tuple[Row, RunPredictions]] = {}
+        for names in dict.fromkeys(tuple(sources) for sources in chosen.values()):
+            some = [seed for seed in seeds if tuple(chosen[seed]) == names]
+            out |= self._trained(cell, way, some, chosen[some[0]])
+        return [out[seed] for seed in seeds]
+
+    def _trained(
+        self, cell: Cell, way: Strategy, seeds: Sequence[int], sources: Mapping[str, Model]
+    ) -> dict[int, tuple[Row, RunPredictions]]:
+        study, target = self.study, Target(cell.target, self.target(cell.target).unit)
+        models = list(sources.values())
+        dataset = self.dataset(cell.target, models[0].graph if models else GraphConfig())
+        splits = {seed: self.split(cell.target, cell.size, seed) for seed in seeds}
+        config = self.training(cell.size)
+        depth = models[0].model.convolutions if models else study.model.convolutions
+        if cell.strategy not in {own.name for own in study.own}:
+            way = find_strategy(cell.strategy, convolutions=depth)
+        rates = study.learning_rates if way.trains else study.learning_rates[:1]
+        jobs = [
+            Job(splits[seed].train, splits[seed].val, seed, rate, _member(models, seed))
+            for seed in seeds for rate in rates
+        ]  # fmt: skip
+        trained = fine_tune(dataset, (target,), way, models, jobs, config, model_config=study.model)
+        network = build_network(network_of(way, models, study.model), 1, dataset.graph.places)
+        # One shape for all that is predicted is one compilation.
+        budget = pad_budget(dataset.n_atom, dataset.n_row, study.batch_size, dataset.graph.places)
+        best: dict[int, list[tuple[Job, Trained]]] = {}
+        for seed in seeds:
+            of_seed = [(job, one) for job, one in zip(jobs, trained, strict=True) if job.seed == seed]
+            best[seed] = [min(of_seed, key=lambda pair: _score(pair[1]))]
+        further = [
+            replace(best[seed][0][0], seed=1000 * member + seed) for seed in seeds for member in range(1, study.members)
+        ]
+        if further and way.trains:
+            more = fine_tune(dataset, (target,), way, models, further, config, model_config=study.model)
+            for job, one in zip(further, more, strict=True):
+                best[job.seed % 1000].append((job, one))
+        reference = models[0] if models else None
+        table = None if reference is None else self._keep(
+            ("embedded", cell.target, tuple(sources)[:1], FEATURES),
+            lambda: embed_many({"": reference}, GraphSets((dataset,)), FEATURES).values,
+        )  # fmt: skip
+        out = {}
+        for seed in seeds:
+            split = splits[seed]
+            rows = np.concatenate([split.val, split.test])
+            members = np.stack([
+                losses.denormalise(network_outputs(network, one.variables, dataset.select(rows), budget=budget),
+                                   (target,), one.normaliser)[:, 0]
+                for _, one in best[seed]
+            ])  # fmt: skip
+            std = members.std(0, ddof=1) if len(members) > 1 else np.full(len(rows), np.nan)
+            novelty = None if table is None else fit_novelty(table[split.train]).score(table[split.test])
+            job, one = best[seed][0]
+            batches = len(batch_plan(dataset.n_atom[split.train], dataset.n_row[split.train],
+                                     pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, cell.size),
+                                                dataset.graph.places), 0))  # fmt: skip
+            out[seed] = self.row(
+                cell, seed, _predictions(split, members.mean(0), std, novelty), sources,
+                learning_rate=job.learning_rate if way.trains else float("nan"), epochs=one.best_epoch,
+                updates=len(one.history) * batches,
+            )  # fmt: skip
+        return out
+
+    def training(self, size: int) -> TrainConfig:
+        """How networks are trained on so many crystals: as many updates for every strategy."""
+        study = self.study
+        batches = max(1, round(size / study.batch_size))
+        epochs = max(study.epochs, -(-study.least_updates // batches))
+        return TrainConfig(
+            epochs=epochs, batch_size=study.batch_size, weight_decay=study.weight_decay, warmup=0.1,
+            learning_rate=study.learning_rates[0],
+        )  # fmt: skip
+
+    def ensemble(self, cell: Cell, seed: int, runs: Sequence[Row]) -> tuple[Row, RunPredictions]:
+        """The mean of several finished runs on the same crystals."""
+        parts = [self.results.predictions(run.run) for run in runs]
+        first = parts[0]
+        test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
+        combined = replace(
+            first, test=test.mean(0), test_std=test.std(0, ddof=1), val=val.mean(0), val_std=val.std(0, ddof=1)
+        )
+        overlaps = [run.overlap for run in runs if run.kind == "transfer"]
+        row, predictions = self.row(cell, seed, combined, {}, updates=sum(run.updates for run in runs), epochs=0)
+        seconds = sum(run.seconds for run in runs)
+        return replace(row, seconds=seconds, overlap=max(overlaps, default=float("nan"))), predictions
+
+
+def dataset_folder(folder: Path, name: str, graph: GraphConfig) -> Path:
+    """Where the graphs of one kind of a target lie; `places` makes no difference."""
+    kind = replace(graph, places=GraphConfig.places)
+    told = "" if kind == GraphConfig() else "-" + file_name(
+        "-".join(f"{key}-{value}" for key, value in to_dict(kind).items() if value != getattr(GraphConfig(), key))
+    )  # fmt: skip
+    return folder / DATASETS / f"{file_name(name)}{told}"
+
+
+def labelled(dataset: CrystalDataset, target: StudyTarget) -> CrystalDataset:
+    """A dataset whose labels are those that the study learns and reports.
+
+    Raises:
+        InputError: A label that the transform cannot take.
+    """
+    values = losses.transform_labels(np.asarray(dataset.targets), [Target(target.column, transform=target.transform)])
+    return replace(dataset, targets=values.astype(np.float32), target_names=(target_name(target),))
+
+
+def _mixable(sources: Mapping[str, Model], way: Strategy) -> dict[str, Model]:
+    """Of ranked sources those whose graphs and bodies are as the best one's; few where all are trained."""
+    first = next(iter(sources.values()))
+    alike = {
+        name: model for name, model in sources.items()
+        if replace(model.graph, places=first.graph.places) == first.graph
+        and (model.model.width, model.model.convolutions, model.model.gaussians)
+        == (first.model.width, first.model.convolutions, first.model.gaussians)
+    }  # fmt: skip
+    everything_trained = any(rate and pattern == "*" for pattern, rate in way.rates)
+    return dict(list(alike.items())[:MOST_MIXED]) if everything_trained else alike
+
+
+def _member(models: Sequence[Model], seed: int) -> int:
+    """Seeds take the members of a source that is an ensemble in turn."""
+    return seed % len(models[0].members) if models else 0
+
+
+def _score(trained: Trained) -> float:
+    """Lowest validation score, by which the learning rate is chosen."""
+    scores = [row["val_score"] for row in trained.history if np.isfinite(row["val_score"])]
+    return min(scores, default=float("inf"))
+
+
+def _predictions(split: Split, mean: np.ndarray, std: np.ndarray, novelty: np.ndarray | None = None) -> RunPredictions:
+    """Predictions of validation rows followed by test rows, apart."""
+    n = len(split.val)
+    unknown = np.full(len(split.test), np.nan)
+    return RunPredictions(
+        split.test, mean[n:], std[n:], split.val, mean[:n], std[:n], unknown if novelty is None else novelty
+    )
