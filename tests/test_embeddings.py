@@ -15,7 +15,8 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.graph_sets import pack_graphs
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.train import example_graph, network_outputs
+from tlcgcnn_jax.outputs import network_outputs
+from tlcgcnn_jax.train import example_graph
 
 FAMILY = Target("family", kind="classification", classes=3)
 TWO_LAYERS = dataclasses.replace(toy.SIZES, head_layers=2)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import toy
 
+from tlcgcnn_jax.outputs import eval_scan
 from tlcgcnn_jax.splits import Split
-from tlcgcnn_jax.train import eval_scan, train, train_scan
+from tlcgcnn_jax.train import train, train_scan
 
 # A momentum of its own, which AdamW does not use, keeps other tests' programs out of the count.
 CONFIG = dataclasses.replace(toy.CONFIG, momentum=0.123, epochs=6)

@@ -12,7 +12,8 @@ from tlcgcnn_jax.batching import Batch, PadBudget, stack_batches
 from tlcgcnn_jax.bundle import flatten
 from tlcgcnn_jax.config import TrainConfig
 from tlcgcnn_jax.model import CGCNN
-from tlcgcnn_jax.train import Hyper, Program, TrainState, eval_step, init_state, train_scan, train_step
+from tlcgcnn_jax.outputs import eval_step
+from tlcgcnn_jax.train import Hyper, Program, TrainState, init_state, train_scan, train_step
 
 TOLERANCE = 2e-6  # of the largest entry of an array: float32 sums in another order
 ROWS = np.array([2, 4, 5, 6])

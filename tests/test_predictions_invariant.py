@@ -17,7 +17,7 @@ from tlcgcnn_jax.crystal import Crystal, Record
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.elements import atomic_numbers
 from tlcgcnn_jax.model import CGCNN
-from tlcgcnn_jax.train import network_outputs
+from tlcgcnn_jax.outputs import network_outputs
 
 FACES = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 BY_HAND = {

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import toy
 
+from tlcgcnn_jax import outputs as outputs_file
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser, normalise, score
 from tlcgcnn_jax.model import CGCNN
+from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.splits import Split
-from tlcgcnn_jax.train import network_outputs, train
+from tlcgcnn_jax.train import train
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -75,7 +77,7 @@ def test_patience():
 def test_a_large_epoch_goes_to_the_device_in_pieces(whole, monkeypatch):
     """One batch at a time: the same numbers, with no more than a few pieces alive, whatever the epoch's length."""
     alive, most = [], []
-    original = training.stack_batches
+    original = outputs_file.stack_batches
 
     def counted(*arguments):
         stacked = original(*arguments)
@@ -92,8 +94,8 @@ def test_a_large_epoch_goes_to_the_device_in_pieces(whole, monkeypatch):
         time.sleep(0.05)  # time enough to run ahead, were that allowed
         return out
 
-    monkeypatch.setattr(training, "STACK_BYTES", 1)
-    monkeypatch.setattr(training, "stack_batches", counted)
+    monkeypatch.setattr(outputs_file, "STACK_BYTES", 1)
+    monkeypatch.setattr(outputs_file, "stack_batches", counted)
     monkeypatch.setattr(training, "train_scan", used)
     found = run(split=Split(toy.SPLIT.train, NOTHING, toy.SPLIT.test))
     assert len(most) > 2 * len(found.history), "several pieces an epoch"

@@ -21,12 +21,13 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.merging import merge
 from tlcgcnn_jax.model import CGCNN, init_variables
+from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.report import DEMO, run_report
 from tlcgcnn_jax.splits import Split, k_fold
 from tlcgcnn_jax.statistics import compare
 from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.textbook import textbook_records
-from tlcgcnn_jax.train import Trained, example_graph, network_outputs, train
+from tlcgcnn_jax.train import Trained, example_graph, train
 from tlcgcnn_jax.zoo import load_model
 
 SOURCE = "mp-formation-energy"

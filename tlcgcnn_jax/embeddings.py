@@ -1,21 +1,17 @@
 """What source networks make of crystals: activations that serve as features for a regressor or a ranking."""
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jax import Array
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.batching import batch_plan, pad_budget, stack_batches
 from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets
-from tlcgcnn_jax.model import CGCNN, Variables
+from tlcgcnn_jax.outputs import prefix_features
 
 LAYERS = ("pooled", "hidden", "output")
 FEATURES = ("pooled", "hidden")  # the output is the source's property, which these hold already
@@ -121,7 +117,7 @@ def activations(model: Model, dataset: CrystalDataset, member: int = 0) -> dict[
     if not 0 <= member < len(model.members):
         raise InputError(f"member is {member}: the model has {len(model.members)}, counted from 0")
     variables = model.members[member]
-    pooled = _pooled(model, variables, dataset)
+    pooled = prefix_features(model.network, variables, dataset)
     hidden, output = head_activations(variables["params"]["head"], pooled)
     for target, part in zip(model.targets, losses.output_slices(model.targets), strict=True):
         if target.kind == "classification":
@@ -147,33 +143,3 @@ def head_activations(head: Mapping[str, Any], pooled: np.ndarray) -> tuple[np.nd
     for layer in range(1, len(head) - 1):
         x = np.logaddexp(0, dense(f"hidden_{layer}", x))
     return first, dense("output", x)
-
-
-def _pooled(model: Model, variables: Variables, dataset: CrystalDataset) -> np.ndarray:
-    """Mean of the atoms' features of every crystal, float32 [n, width]."""
-    # Without its head, which takes no part, all sources of one body share a compilation.
-    body = CGCNN(replace(model.model, head_width=1, head_layers=1, dropout=0.0), 1, dataset.graph.places)
-    params = {name: part for name, part in variables["params"].items() if name != "head"}
-    variables = jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
-    out = np.zeros((len(dataset), model.model.width), np.float32)
-    for rows, graph in padded_batches(dataset):
-        out[rows] = np.asarray(_features(body, variables, graph))[: len(rows)]
-    return out
-
-
-def padded_batches(dataset: CrystalDataset) -> Iterable[tuple[np.ndarray, Any]]:
-    """Rows and padded graph of each batch; all have one shape."""
-    if not len(dataset):
-        return
-    size = 32 if jax.default_backend() == "cpu" else 256  # a CPU's caches hold no more
-    budget = pad_budget(dataset.n_atom, dataset.n_row, size, dataset.graph.places)
-    no_labels = np.zeros((len(dataset), 0), np.float32)
-    for rows in batch_plan(dataset.n_atom, dataset.n_row, budget):
-        stacked = stack_batches(dataset, no_labels, [rows], budget)
-        yield rows, jax.tree.map(lambda leaf: leaf[0], stacked.graph)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _features(network: CGCNN, variables: Variables, graph: Any) -> Array:
-    pooled: Any = network.apply(variables, graph, method="features")
-    return pooled

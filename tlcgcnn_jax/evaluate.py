@@ -12,7 +12,7 @@ from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import Skipped
-from tlcgcnn_jax.train import network_outputs
+from tlcgcnn_jax.outputs import network_outputs
 
 
 @dataclass(frozen=True)

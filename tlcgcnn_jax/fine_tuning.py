@@ -1,6 +1,7 @@
 """Strategies at work: from sources and a strategy to trained networks, for many seeds at once."""
 
 import contextlib
+import fnmatch
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import ADAPTER, add_adapters, fold_adapters
@@ -17,17 +17,17 @@ from tlcgcnn_jax.batching import pad_budget, stack_batches
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
-from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
-from tlcgcnn_jax.embeddings import padded_batches
+from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.layers import TORCH_MOMENTUM
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.many import Run, train_many
 from tlcgcnn_jax.merging import Account, merge
-from tlcgcnn_jax.model import Network, Variables, build_network, init_variables
-from tlcgcnn_jax.optim import frozen_modules
+from tlcgcnn_jax.model import Network, Variables, build_network, init_head, init_variables
+from tlcgcnn_jax.optim import Rates, frozen_modules, parameter_paths
+from tlcgcnn_jax.outputs import network_outputs, prefix_features
 from tlcgcnn_jax.strategies import Strategy
-from tlcgcnn_jax.train import Program, Trained, example_graph, network_outputs
+from tlcgcnn_jax.train import Program, Trained, example_graph
 
 STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
 
@@ -111,26 +111,27 @@ def start(
     normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
     config = network_of(strategy, sources, model_config)
     network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
-    fresh = jax.device_get(init_variables(network, example_graph(dataset), job.seed))
-    if strategy.adapter_rank:
-        fresh = {**fresh, "params": add_adapters(fresh["params"], strategy.adapter_rank, job.seed)}
-    if not sources:
-        return Start(merge(fresh, fresh, strategy)[0], normaliser, None)
     members = [model.members[job.member % len(model.members)] for model in sources]
-    if strategy.refit_output:
+    if strategy.refit_output and sources:
         members = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])]
     if config.sources > 1:
         old = {
             kind: {f"source_{i}": _without_head(member.get(kind, {})) for i, member in enumerate(members)}
             for kind in ("params", "batch_stats")
         }
+        # Gate and head alone are fresh: to initialise all sources would take as long as to train.
+        new = init_head(network, job.seed)
+        fresh = {kind: {**tree, **new.get(kind, {})} for kind, tree in old.items()}
     else:
-        old = members[0]
+        fresh = jax.device_get(init_variables(network, example_graph(dataset), job.seed))
+        old = members[0] if members else fresh
+    if strategy.adapter_rank:
+        fresh = {**fresh, "params": add_adapters(fresh["params"], strategy.adapter_rank, job.seed)}
     variables, account = merge(old, fresh, strategy)
     if strategy.batch_norm == "target":
         folded = {**variables, "params": fold_adapters(variables["params"])}
         variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
-    return Start(variables, normaliser, account)
+    return Start(variables, normaliser, account if sources else None)
 
 
 def fine_tune(
@@ -176,7 +177,8 @@ def fine_tune(
     )
     results = [Trained(one.variables, one.normaliser, [], 0, one.variables) for one in starts]
     # Jobs that start from one member of a source share the activations of its frozen layers.
-    groups = [[i for i, job in enumerate(jobs) if job.member == member] for member in sorted({j.member for j in jobs})]
+    kinds = [job.seed if strategy.batch_norm == "target" else job.member for job in jobs]
+    groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in sorted(set(kinds))]
     for group, some in enumerate(groups if strategy.trains else []):
         done = 0
         for number, (epochs, rates) in enumerate(strategy.phases(config.epochs)):
@@ -184,10 +186,12 @@ def fine_tune(
             frozen = () if strategy.batch_norm == "update" else frozen_modules(first["params"], rates)
             depth = cached_depth(first["params"], frozen, network.config) if cache else None
             features = None if depth is None else prefix_features(network, first, dataset, depth)
-            program = Program(network, targets, config, rates, frozen, strategy.pulls, depth)
+            still = cached_modules(network.config, depth)
+            left = _of_use(rates, _apart(first, still)[0]["params"])
+            program = Program(network, targets, config, left, frozen, strategy.pulls, depth)
             runs = [
-                Run(jobs[i].train, jobs[i].val, results[i].variables, starts[i].normaliser, jobs[i].learning_rate,
-                    jobs[i].seed)
+                Run(jobs[i].train, jobs[i].val, _apart(results[i].variables, still)[0], starts[i].normaliser,
+                    jobs[i].learning_rate, jobs[i].seed)
                 for i in some
             ]  # fmt: skip
             tell = functools.partial(_tell, on_epoch, some, done) if on_epoch else None
@@ -197,6 +201,8 @@ def fine_tune(
                     dataset, runs, program, phase, features=features, checkpoints=kept, on_epoch=tell
                 )  # fmt: skip
             for i, one in zip(some, trained, strict=True):
+                rest = _apart(results[i].variables, still)[1]
+                one = replace(one, variables=_together(one.variables, rest), last=_together(one.last, rest))
                 results[i] = _joined(results[i], one, done)
             done += epochs
     return [replace(one, variables=_folded(one.variables), last=_folded(one.last)) for one in results]
@@ -219,32 +225,13 @@ def cached_depth(params: Any, frozen: Sequence[str], config: ModelConfig) -> int
     return next(free, config.convolutions) or None
 
 
-def prefix_features(network: Network, variables: Variables, dataset: CrystalDataset, depth: int) -> np.ndarray:
-    """What the first `depth` convolutions make of a dataset, batch norm on its running statistics.
-
-    Returns:
-        float32 [atoms, width], all atoms of the dataset in its order; after the last convolution pooled, [n, width],
-        for a mixture the sources side by side.
-    """
-    pooled = depth == network.config.convolutions
-    width = network.config.width * network.config.sources
-    out = np.empty((len(dataset) if pooled else int(dataset.n_atom.sum()), width), np.float32)
-    variables = jax.device_put(variables)
-    for rows, graph in padded_batches(dataset):
-        places = rows if pooled else gather_rows(dataset.atom_offset[rows], dataset.n_atom[rows])
-        out[places] = np.asarray(_prefix(network, depth, variables, graph))[: len(places)]
-    return out
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prefix(network: Network, depth: int, variables: Variables, graph: Any) -> Array:
-    pooled = depth == network.config.convolutions
-    found: Any = (
-        network.apply(variables, graph, method="features")
-        if pooled
-        else network.apply(variables, graph, convolutions=depth, method="atoms")
-    )
-    return found
+def cached_modules(config: ModelConfig, depth: int | None) -> tuple[str, ...]:
+    """Names of the modules that take no part once their activations are cached."""
+    if depth is None:
+        return ()
+    if config.sources > 1:
+        return tuple(f"source_{i}" for i in range(config.sources))
+    return ("embedding", *(f"conv_{layer}" for layer in range(depth)))
 
 
 def estimate_statistics(
@@ -318,6 +305,27 @@ def refit_output(
     new = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
     head = {**member["params"]["head"], "output": new}
     return {**member, "params": {**member["params"], "head": head}}
+
+
+def _apart(variables: Variables, names: Sequence[str]) -> tuple[Variables, Variables]:
+    """What is not in the named modules, and what is: a cached part need not travel through every update."""
+    out, still = {}, {}
+    for kind, tree in variables.items():
+        out[kind] = {name: part for name, part in tree.items() if name not in names}
+        still[kind] = {name: part for name, part in tree.items() if name in names}
+    return out, still
+
+
+def _together(variables: Variables, still: Variables) -> Variables:
+    return {kind: {**still.get(kind, {}), **tree} for kind, tree in variables.items()}
+
+
+def _of_use(rates: Rates, params: Any) -> Rates:
+    """The patterns that are of use for what is left of the network: those of cached parts may not be."""
+    paths = parameter_paths(params)
+    firsts = (next(i for i, (pattern, _) in enumerate(rates) if fnmatch.fnmatchcase(path, pattern)) for path in paths)
+    used = set(firsts)
+    return tuple(rate for i, rate in enumerate(rates) if i in used)
 
 
 def _joined(before: Trained, phase: Trained, done: int) -> Trained:

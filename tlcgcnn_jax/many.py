@@ -22,7 +22,7 @@ from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.model import Variables
+from tlcgcnn_jax.model import Variables, pooled_graph
 from tlcgcnn_jax.optim import learning_rate
 from tlcgcnn_jax.train import Hyper, Program, Trained, TrainState, init_state, train_step
 
@@ -111,13 +111,11 @@ def gather_batch(
     padding_row = jnp.full((1, labels.shape[1]), jnp.nan)
     batch_labels: Any = jnp.concatenate([chosen, padding_row])
     make: Any = jraph.GraphsTuple  # typed for arrays alone
-    none = jnp.zeros(0, jnp.int32)
     if pooled:
         assert crystals.features is not None
         shape = (1, crystals.features.shape[1])
         features = jnp.concatenate([crystals.features[row] * there[:, None], jnp.zeros(shape)])
-        counts = jnp.concatenate([there, jnp.zeros(1, bool)]).astype(jnp.int32)
-        return Batch(make({}, {}, none, none, {"features": features}, counts, counts), batch_labels)
+        return Batch(pooled_graph(features), batch_labels)
 
     def spread(counts: Array, offset: Array, total: int) -> tuple[Array, Array, Array, Array]:
         """Where each of `total` places takes its value from: source row, place of its crystal, whether real."""

@@ -215,3 +215,22 @@ def init_variables(model: Network, graph: jraph.GraphsTuple, seed: int) -> Varia
 @functools.partial(jax.jit, static_argnums=0)  # of `model.init` itself, every call would be compiled anew
 def _init(model: Network, key: Array, graph: jraph.GraphsTuple) -> Variables:
     return dict(model.init(key, graph))
+
+
+def init_head(model: Network, seed: int) -> Variables:
+    """Fresh variables of what comes after the pooled features alone, the head and a mixture's gate.
+
+    Args:
+        model: The network.
+        seed: Seed of the initial weights.
+    """
+    config = model.config
+    graph = pooled_graph(np.zeros((1, config.width * config.sources), np.float32))
+    return jax.device_get(dict(model.init(jax.random.key(seed), graph, False, (), config.convolutions)))
+
+
+def pooled_graph(features: Any) -> Any:
+    """Graphs of which nothing is left but their pooled features [n, width], for a network with everything cached."""
+    make: Any = jraph.GraphsTuple  # typed for arrays alone
+    none = np.zeros(0, np.int32)
+    return make({}, {}, none, none, {"features": features}, none, none)

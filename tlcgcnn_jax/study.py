@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax.analysis import Analysis, analyse, write_analysis
-from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.engines import run_tasks
@@ -20,7 +20,7 @@ from tlcgcnn_jax.results import SOURCES, Crystals, Row, StudyResults, check_stud
 from tlcgcnn_jax.run import fit
 from tlcgcnn_jax.splits import nested_sizes, overlap, random_split
 from tlcgcnn_jax.strategies import EnsembleStrategy
-from tlcgcnn_jax.study_config import StudyConfig, StudySource, read_study, source_name, target_name
+from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, below, read_study, source_name, target_name
 from tlcgcnn_jax.study_grid import Cell, grid
 from tlcgcnn_jax.study_plots import study_pictures
 from tlcgcnn_jax.study_work import Desk, Task, dataset_folder, labelled, work
@@ -41,7 +41,7 @@ def study(
     Args:
         config: Configuration, or its TOML file.
         out: Folder. One that holds the same study, finished or not, is gone on with: no run is made twice.
-        data: Folder that relative paths in the file start at; default: the file's own.
+        data: Folder that relative paths start at; default: that of the file.
         engine: "local" or "ray", see `engines.run_tasks`.
         workers: Processes; default: one a core, or this one with an accelerator.
         progress: Show a bar with the remaining time, and messages.
@@ -55,10 +55,12 @@ def study(
     """
     from tqdm import tqdm
 
-    plan = config if isinstance(config, StudyConfig) else read_study(config, data)
+    plan = config if isinstance(config, StudyConfig) else read_study(config)
+    if data is None:
+        data = Path() if isinstance(config, StudyConfig) else Path(config).parent
     folder = Path(out)
     check_study(folder, to_dict(plan))
-    results, alone = _prepared(plan, folder, progress)
+    results, alone = _prepared(plan, Path(data), folder, progress)
     desk = Desk(folder)
     for target in plan.targets:  # what cannot be split is refused before hours of work
         for seed in range(plan.seeds):
@@ -94,42 +96,43 @@ def conclude(folder: str | Path) -> Analysis:
     return analysis
 
 
-def _prepared(plan: StudyConfig, folder: Path, progress: bool) -> tuple[StudyResults, list[tuple[str, int]]]:
+def _prepared(
+    plan: StudyConfig, data: Path, folder: Path, progress: bool
+) -> tuple[StudyResults, list[tuple[str, int]]]:
     """The study's folder with its datasets and sources, and the sources that are used alone."""
-    ready = [source for source in plan.sources if source.model]
-    models = {(source_name(source), _trained_on(model)): (source, model)
-              for source in ready if (model := load_model(source.model))}  # fmt: skip
-    pool = find_sources(Path(plan.pool)) if plan.pool else {}
-    for name, model in {**{name: model for (name, _), (_, model) in models.items()}, **pool}.items():
-        if not isinstance(model, Model):
-            raise InputError(f"source {name}: a model that holds one network is needed, not one made of several")
-    kinds = [GraphConfig(), *(model.graph for _, model in models.values()), *(model.graph for model in pool.values())]
-    crystals: dict[str, Crystals] = {}
-    for target in plan.targets:
-        crystals[target_name(target)] = _pack(plan, folder, target, kinds, progress)
-    trained = [source for source in plan.sources if source.data]
+    found = below(plan, data)
+    models: dict[tuple[str, int], Model] = {}
+    for source in found.sources:
+        if source.model:
+            model = _one_network(source_name(source), load_model(source.model))
+            models[source_name(source), _trained_on(model)] = model
+    pool = find_sources(Path(found.pool)) if found.pool else {}
+    pool = {name: _one_network(name, model) for name, model in pool.items() if name not in {n for n, _ in models}}
+    kinds = [GraphConfig(), *(model.graph for model in (*models.values(), *pool.values()))]
+    crystals = {target_name(target): _pack(folder, target, kinds, progress) for target in found.targets}
     formulas = {formula for table in crystals.values() for formula in table.formulas}
-    made: dict[tuple[str, int], Path] = {}
-    for source in trained:
-        made |= _train_source(source, folder, formulas, progress)
-    places = {key: _kept(folder, key, model) for key, (_, model) in models.items()} | made
-    alone = [key for key, (source, _) in models.items() if source.alone]
-    alone += [key for source in trained if source.alone for key in made if key[0] == source_name(source)]
-    listed = [{"name": name, "size": size, "folder": str(where)} for (name, size), where in places.items()]
-    write_whole(folder / SOURCES / "sources.json", to_json(listed, indent=1).encode())
+    for source in found.sources:
+        if source.data:
+            models |= _train_source(source, folder, formulas, progress)
+    listed = [
+        {"name": name, "size": size, "folder": _save(folder, f"{name}-{size}" if size else name, model)}
+        for (name, size), model in models.items()
+    ]
+    others = [{"name": name, "folder": _save(folder, f"pool-{name}", model)} for name, model in pool.items()]
+    write_whole(folder / SOURCES / "sources.json", to_json({"sources": listed, "pool": others}, indent=1).encode())
     about = {
         "title": plan.title,
         "targets": [{"name": target_name(target), "unit": target.unit} for target in plan.targets],
         "settings": to_dict(plan),
         "versions": versions(),
         "machine": processor(),
-        "overlap": _overlaps({f"{n}-{s}" if s else n: load_model(where) for (n, s), where in places.items()} | pool,
-                             crystals),
-    }  # fmt: skip
-    return start_study(folder, about, crystals), alone
+        "overlap": _overlaps({f"{n}-{s}" if s else n: model for (n, s), model in models.items()} | pool, crystals),
+    }
+    alone = {source_name(source) for source in plan.sources if source.alone}
+    return start_study(folder, about, crystals), [key for key in models if key[0] in alone]
 
 
-def _pack(plan: StudyConfig, folder: Path, target: Any, kinds: Sequence[GraphConfig], progress: bool) -> Crystals:
+def _pack(folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progress: bool) -> Crystals:
     """Pack a target's crystals for every kind of graph; those that all kinds can use and that have a label count."""
     name = target_name(target)
     datasets = {}
@@ -154,7 +157,9 @@ def _pack(plan: StudyConfig, folder: Path, target: Any, kinds: Sequence[GraphCon
     return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64))
 
 
-def _train_source(source: StudySource, folder: Path, formulas: set[str], progress: bool) -> dict[tuple[str, int], Path]:
+def _train_source(
+    source: StudySource, folder: Path, formulas: set[str], progress: bool
+) -> dict[tuple[str, int], Model]:
     """Train a source at each of its sizes, on crystals whose formulas no target has; finished ones are kept."""
     name = source_name(source)
     target = Target(source.column, transform=source.transform)
@@ -166,27 +171,34 @@ def _train_source(source: StudySource, folder: Path, formulas: set[str], progres
     sizes = source.sizes or (len(split.train),)
     made = {}
     for size, chosen in nested_sizes(split.train, sizes).items():
-        where = folder / SOURCES / f"{file_name(name)}-{size}"
-        made[name, size] = where
+        where = folder / SOURCES / f"{file_name(name)}-{size}-run"
         if (where / "metrics.json").is_file():
+            made[name, size] = load_bundle(where)
             continue
         if progress:
             print(f"training source {name} on {size:,} crystals", file=sys.stderr)
         part = replace(split, train=rows[chosen], val=rows[split.val], test=rows[split.test])
         batches = max(1, size // 128)
         epochs = max(source.epochs, -(-2000 // batches))  # small sources take more passes
-        fit(
+        result = fit(
             dataset, target, split=part, config=TrainConfig(epochs=epochs), out=where, progress=progress,
             resume=where.is_dir() and any(where.iterdir()),
         )  # fmt: skip
+        made[name, size] = result.model
     return made
 
 
-def _kept(folder: Path, key: tuple[str, int], model: Model) -> Path:
-    """A source as a folder that workers read, whatever becomes of the original."""
-    where = folder / SOURCES / file_name(f"{key[0]}-{key[1]}" if key[1] else key[0])
-    model.save(where)
-    return where
+def _save(folder: Path, name: str, model: Model) -> str:
+    """Keep a source in the study's folder, whatever becomes of the original; returns where, seen from there."""
+    where = Path(SOURCES) / file_name(name)
+    model.save(folder / where)
+    return str(where)
+
+
+def _one_network(name: str, model: Any) -> Model:
+    if not isinstance(model, Model):
+        raise InputError(f"source {name}: a model made of several cannot be a source; give its parts")
+    return model
 
 
 def _trained_on(model: Model) -> int:

@@ -158,12 +158,11 @@ def source_name(source: StudySource) -> str:
     return source.name or (Path(source.model).name if source.model else source.column)
 
 
-def read_study(path: str | Path, data: str | Path | None = None) -> StudyConfig:
+def read_study(path: str | Path) -> StudyConfig:
     """A study's configuration from a TOML file.
 
     Args:
         path: The file; its keys are the fields of `StudyConfig`, with [[targets]], [[sources]] and [[own]] as tables.
-        data: Folder that relative paths of data, models and pool start at; default: the file's own.
 
     Raises:
         InputError: Not TOML, an unknown key, a value that makes no sense; the file and the key are named.
@@ -175,11 +174,15 @@ def read_study(path: str | Path, data: str | Path | None = None) -> StudyConfig:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from error
-    return _rooted(from_dict(StudyConfig, values, str(path)), Path(data) if data is not None else path.parent)
+    return from_dict(StudyConfig, values, str(path))
 
 
-def _rooted(study: StudyConfig, folder: Path) -> StudyConfig:
-    """Relative paths that exist below `folder` as they are found from here; other names stay (shipped models)."""
+def below(study: StudyConfig, folder: Path) -> StudyConfig:
+    """The same study with those of its relative paths that exist below `folder` as they are found from here.
+
+    Other names stay as they are: shipped models. A study keeps the paths of its file, so that it says the same on
+    every machine.
+    """
 
     def rooted(name: str) -> str:
         return str(folder / name) if name and not Path(name).is_absolute() and (folder / name).exists() else name

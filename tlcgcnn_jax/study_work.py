@@ -26,6 +26,7 @@ from tlcgcnn_jax.graph_sets import GraphSets
 from tlcgcnn_jax.machine import processor
 from tlcgcnn_jax.model import build_network
 from tlcgcnn_jax.novelty import fit_novelty
+from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.regressors import fit_regressor
 from tlcgcnn_jax.results import DATASETS, SOURCES, STUDY, Row, RunPredictions, StudyResults, file_name
@@ -33,8 +34,7 @@ from tlcgcnn_jax.splits import Split, overlap
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
 from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, study_split
-from tlcgcnn_jax.train import Trained, network_outputs
-from tlcgcnn_jax.zoo import find_sources
+from tlcgcnn_jax.train import Trained
 
 MOST_MIXED = 5  # sources that a mixture takes when it is trained as a whole
 
@@ -79,8 +79,9 @@ class Desk:
         settings = json.loads((self.folder / STUDY).read_text())["settings"]
         self.study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
         self.results = StudyResults(self.folder)
-        names = json.loads((self.folder / SOURCES / "sources.json").read_text())
-        self._places: dict[tuple[str, int], str] = {(one["name"], one["size"]): one["folder"] for one in names}
+        listed = json.loads((self.folder / SOURCES / "sources.json").read_text())
+        self._places = {(str(one["name"]), int(one["size"])): self.folder / one["folder"] for one in listed["sources"]}
+        self._pool = {str(one["name"]): self.folder / one["folder"] for one in listed["pool"]}
         self._kept: dict[Any, Any] = {}
 
     def _keep(self, key: Any, make: Any) -> Any:
@@ -105,10 +106,11 @@ class Desk:
     @property
     def _all(self) -> dict[str, Model]:
         own = {f"{name}-{size}" if size else name: model for (name, size), model in self.alone.items()}
-        if not self.study.pool:
-            return own
-        pool = self._keep("pool", lambda: find_sources(Path(self.study.pool)))
-        return own | {name: model for name, model in pool.items() if name not in own}
+        pool = {
+            name: self._keep(("model", where), lambda where=where: load_bundle(where))
+            for name, where in self._pool.items()
+        }
+        return own | pool
 
     def target(self, name: str) -> StudyTarget:
         """The configuration of a target."""

@@ -24,12 +24,10 @@ from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import fold_adapters
 from tlcgcnn_jax.batching import (
     Batch,
-    PadBudget,
     batch_plan,
     epoch_length,
     pad_budget,
     stack_batches,
-    stack_length,
 )
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
@@ -38,11 +36,10 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import Network, Variables, build_network, init_variables
 from tlcgcnn_jax.optim import ALL, Rates, frozen_modules, learning_rate, make_optimizer, rate_tree
+from tlcgcnn_jax.outputs import device_stacks, holds_crystals, network_outputs
 from tlcgcnn_jax.splits import Split
 
 T = TypeVar("T")
-
-STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
 
 
 @dataclass(frozen=True)
@@ -144,18 +141,6 @@ def train_step(program: Program, state: TrainState, batch: Batch, hyper: Hyper) 
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
 
-def eval_step(model: Network, variables: Variables, batch: Batch) -> Array:
-    """Outputs of a padded batch with running statistics, [n_graph, outputs]."""
-    outputs: Any = model.apply(variables, batch.graph, False)
-    return outputs
-
-
-def _holds_crystals(batch: Batch) -> Array:
-    """False for a batch of nothing but padding, whose first graph then has all the nodes."""
-    graph: Any = batch.graph
-    return graph.n_node[0] < graph.nodes["atomic_number"].shape[0]
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_scan(
     program: Program, state: TrainState, batches: Batch, hyper: Hyper
@@ -165,58 +150,12 @@ def train_scan(
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         none = {name: jnp.zeros(()) for name in ("loss", "count", "gradient")}
         return jax.lax.cond(
-            _holds_crystals(batch),
+            holds_crystals(batch),
             lambda: train_step(program, state, batch, hyper),
             lambda: (state, none),
         )
 
     return jax.lax.scan(body, state, batches)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def eval_scan(model: Network, variables: Variables, batches: Batch) -> Array:
-    """`eval_step` over stacked batches, [n_batch, n_graph, outputs]."""
-
-    def body(carry: None, batch: Batch) -> tuple[None, Array]:
-        shape = (batch.labels.shape[0], model.outputs)
-        return carry, jax.lax.cond(
-            _holds_crystals(batch), lambda: eval_step(model, variables, batch), lambda: jnp.zeros(shape)
-        )
-
-    return jax.lax.scan(body, None, batches)[1]
-
-
-def network_outputs(
-    model: Network,
-    variables: Variables,
-    dataset: CrystalDataset,
-    batch_size: int | None = None,
-    budget: PadBudget | None = None,
-) -> np.ndarray:
-    """Outputs of the network for every crystal of a dataset, in its order.
-
-    Args:
-        model: The network.
-        variables: {"params", "batch_stats"}.
-        dataset: Packed crystals; labels are not looked at.
-        batch_size: Crystals in a batch, on average; default: what is fastest, 32 on a CPU, whose caches hold no more.
-        budget: A shape to share with earlier calls, instead of one made from this dataset's sizes.
-
-    Returns:
-        float32 [len(dataset), outputs].
-    """
-    out = np.zeros((len(dataset), model.outputs), np.float32)
-    if not len(dataset):
-        return out
-    batch_size = batch_size or (32 if jax.default_backend() == "cpu" else 256)
-    budget = budget or pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
-    plan = batch_plan(dataset.n_atom, dataset.n_row, budget)
-    no_labels = np.zeros((len(dataset), 0), np.float32)
-    results = (outputs for stack in _stacks(dataset, no_labels, plan, budget)
-               for outputs in np.asarray(eval_scan(model, variables, stack)))  # fmt: skip
-    for rows, outputs in zip(plan, results, strict=False):
-        out[rows] = outputs[: len(rows)]
-    return out
 
 
 @dataclass
@@ -299,7 +238,7 @@ def train(
 
     def stacks(start: int) -> Iterator[tuple[int, Batch]]:
         for epoch in range(start, config.epochs):
-            for stacked in _stacks(train_set, labels[rows], plan(epoch), budget, length):
+            for stacked in device_stacks(train_set, labels[rows], plan(epoch), budget, length):
                 yield epoch, stacked
 
     # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
@@ -374,19 +313,6 @@ def example_graph(dataset: CrystalDataset) -> Any:
     budget = pad_budget(one.n_atom, one.n_row, 1, dataset.graph.places)
     stacked = stack_batches(one, np.zeros((1, 0), np.float32), [np.array([0])], budget)
     return jax.tree.map(lambda leaf: leaf[0], stacked.graph)
-
-
-def _stacks(
-    dataset: CrystalDataset, labels: np.ndarray, plan: list[np.ndarray], budget: PadBudget, length: int = 0
-) -> Iterator[Batch]:
-    """The batches of a plan on the device, in as few stacks of one length as memory allows: mostly one.
-
-    One stack has `length` batches, or more where the plan does.
-    """
-    limit = max(1, STACK_BYTES // (16 * budget.n_row * budget.places))
-    length = min(max(length, stack_length(len(plan))), limit)
-    for first in range(0, len(plan), length):
-        yield jax.device_put(stack_batches(dataset, labels, plan[first : first + length], budget, length))
 
 
 def _prefetch(items: Iterator[T]) -> Generator[T, None, None]:
