@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import toy
 
-from tlcgcnn_jax.bundle import CARD, CONFIG, WEIGHTS, Model, flatten, load_bundle, unflatten
+from tlcgcnn_jax.bundle import WEIGHTS, Model, flatten, load_bundle, unflatten
 from tlcgcnn_jax.config import GraphConfig, Target
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.model_folder import CARD, CONFIG
 
 
 def model() -> Model:

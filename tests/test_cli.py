@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,12 +97,60 @@ def test_transfer_knows_every_strategy(place, tmp_path, strategy, seeds):
     assert ("std" in table(tmp_path / "out" / "test_results.csv")[0]) == (seeds > 1)
 
 
+def transferred(place, out, strategy, *arguments):
+    """Exit status of a short transfer of the modulus."""
+    given = ("--strategy", strategy, "--target", K, "--epochs", 1, *BATCH, *arguments)
+    return command("transfer", place / "ds", *given, "--out", out)
+
+
+@pytest.mark.parametrize("strategy", ["features:svr", "ensemble:keep_head+features:ridge"])
+def test_transfer_of_other_kinds_can_be_predicted_with_and_reported(place, tmp_path, capsys, strategy):
+    assert transferred(place, tmp_path / "run", strategy, "--source", place / "run", "--seeds", 1, "--val-size", 9) == 0
+    printed = capsys.readouterr().out
+    assert "90 % interval: ± " in printed and "coverage_90" in printed and strategy.split("+")[-1] in printed
+    assert command("predict", tmp_path / "run", place / "crystals.jsonl", "--out", tmp_path / "p.csv") == 0
+    assert {"id", "prediction", "low", "high", "novelty"} <= set(table(tmp_path / "p.csv")[0])
+    assert command("report", tmp_path / "run") == 0
+
+
+def test_transfer_from_the_best_source(place, tmp_path, capsys):
+    assert (
+        transferred(place, tmp_path / "run", "features:ridge", "--source", "auto", "--sources", place, "--top", 1) == 0
+    )
+    printed = capsys.readouterr().out
+    best = table(tmp_path / "run" / "source_ranking.csv")[0]["name"]
+    assert "best first" in printed and f"features of {best}\n" in printed
+    assert load_model(tmp_path / "run").sources.keys() == {best}
+
+
+def test_transfer_from_several_named_sources(place, tmp_path, capsys):
+    named = ("--source", place / "run", "--source", "mp-formation-energy", "--seed", 1)  # tests on others than the run
+    assert transferred(place, tmp_path / "run", "features:ridge", *named) == 0
+    assert list(load_model(tmp_path / "run").sources) == [str(place / "run"), "mp-formation-energy"]
+    assert "test crystals have a formula that" in capsys.readouterr().out  # those of the run that is the source
+
+
+def test_predict_tells_what_its_numbers_are_worth(place, tmp_path, capsys, caplog):
+    sizes = ("--train-size", 11, "--val-size", 9, "--test-size", 0)
+    assert (
+        command("train", place / "ds", "--target", K, "--unit", "GPa", *sizes, *TRAIN, "--out", tmp_path / "run") == 0
+    )
+    capsys.readouterr()
+    assert command("predict", tmp_path / "run", "textbook", "--out", tmp_path / "p.csv") == 0
+    printed = capsys.readouterr().out
+    assert f"{K}: 90 % interval: ± " in printed and "from 9 validation crystals" in printed
+    assert "of 120 crystals have a formula that the model was trained on" in printed
+    rows = table(tmp_path / "p.csv")
+    far = [row["id"] for row in rows if float(row["novelty"]) > 1]
+    assert f"{len(far)} of {len(rows)} crystals are farther from the training crystals" in caplog.text
+
+
 def test_predict_writes_id_and_prediction(place, tmp_path):
     unlabelled = [record.__class__(record.id, record.structure, {}) for record in records(6)]
     write_lines(tmp_path / "new.jsonl", unlabelled)
     assert command("predict", place / "run", tmp_path / "new.jsonl", "--out", tmp_path / "sub" / "p.csv") == 0
     rows = table(tmp_path / "sub" / "p.csv")
-    assert list(rows[0]) == ["id", "prediction"]
+    assert list(rows[0]) == ["id", "prediction", "novelty"]
     assert [row["id"] for row in rows] == [record.id for record in unlabelled]
     expected = predict(load_model(place / "run"), unlabelled).values[:, 0]
     np.testing.assert_allclose([float(row["prediction"]) for row in rows], expected, rtol=1e-5)
@@ -119,7 +168,7 @@ def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, 
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
     assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
     assert list(table(tmp_path / "p.csv")[0]) == [
-        "id", f"prediction:{K}", f"std:{K}", f"prediction:{GAP}", f"std:{GAP}",
+        "id", f"prediction:{K}", f"std:{K}", f"prediction:{GAP}", f"std:{GAP}", "novelty",
     ]  # fmt: skip
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["targets"]) == {K, GAP} and metrics["test"] == metrics["targets"][K]["test"]
@@ -131,7 +180,7 @@ def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
     assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
     rows = table(tmp_path / "p.csv")
-    assert list(rows[0]) == ["id", "prediction", "p_0", "p_1"]
+    assert list(rows[0]) == ["id", "prediction", "p_0", "p_1", "novelty"]
     for row in rows:
         p = float(row["p_0"]), float(row["p_1"])
         assert sum(p) == pytest.approx(1) and int(float(row["prediction"])) == int(np.argmax(p))
@@ -235,6 +284,27 @@ USAGE = {
     "ranking for two targets": (("rank-sources", "DS"), "one --target"),
     "ranking without target": (("rank-sources", "JSONL"), "--target"),
     "unknown strategy": (("transfer", "DS", "--source", "RUN", "--strategy", "half", "--out", "OUT"), "full, frozen"),
+    "unknown regressor": (
+        ("transfer", "DS", "--source", "RUN", "--strategy", "features:svm", "--out", "OUT"),
+        "mean, median, ridge",
+    ),
+    "an ensemble of one": (
+        ("transfer", "DS", "--source", "RUN", "--strategy", "ensemble:full", "--out", "OUT"),
+        "at least two",
+    ),
+    "a layer of no network": (
+        ("transfer", "DS", "--source", "RUN", "--strategy", "freeze:conv_x", "--out", "OUT"),
+        "no strategy",
+    ),
+    "no sources taken": (("transfer", "DS", "--source", "RUN", "--top", 0, "--out", "OUT"), "--top is 0"),
+    "auto beside a name": (
+        ("transfer", "DS", "--source", "auto", "--source", "RUN", "--out", "OUT"),
+        "leave the other --source out",
+    ),
+    "sources without auto": (
+        ("transfer", "DS", "--source", "RUN", "--sources", "DS", "--out", "OUT"),
+        "--sources goes with --source auto",
+    ),
     "transfer without source": (("transfer", "DS", "--out", "OUT"), "--source"),
     "negative rate": (("transfer", "DS", "--source", "RUN", "--rate", "conv_*=-1", "--out", "OUT"), "PATTERN=X"),
     "on-error of another kind": (("predict", "RUN", "JSONL", "--out", "OUT", "--on-error", "ignore"), "--on-error"),
@@ -265,7 +335,8 @@ def test_in_a_process_of_its_own(place, tmp_path):
     out = tmp_path / "p.csv"
     whole = [*tell, place / "run", place / "ds", "--out", out]
     done = subprocess.run(whole, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and len(table(out)) == 20
+    assert done.returncode == 0 and len(table(out)) == 20
+    assert not done.stderr or re.fullmatch(r"tlcgcnn: \d+ of 20 crystals are farther from .*\n", done.stderr)
     absent = [*tell, "no-such-model", place / "ds", "--out", out]
     done = subprocess.run(absent, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
@@ -316,6 +387,24 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     for name in ("metrics.json", "test_results.csv"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name
+
+
+@pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full"])
+def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, strategy):
+    """After the first chunk of epochs of the second phase or part."""
+    again = ("transfer", place / "ds", "--target", K, "--source", place / "run", "--strategy", strategy, "--seeds", 2,
+             *BATCH, "--epochs", 12)  # fmt: skip
+    assert command(*again, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3 if strategy.startswith("ensemble") else 2)
+        assert command(*again, "--out", tmp_path / "cut") == 130
+    assert "the same command with --resume goes on" in said()
+    assert command(*again, "--out", tmp_path / "cut") == 1
+    assert "--resume" in said()
+    assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
+    inner = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("weights.npz")]
+    for name in (*inner, "metrics.json", "test_results.csv", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
 
 
 def test_a_finished_run_is_not_trained_again(place, said, monkeypatch):

@@ -63,7 +63,15 @@ def test_patterns_that_do_not_cover(rates, told):
 def test_frozen_modules():
     assert frozen_modules(PARAMS, (("conv_0/*", 0.0), ("*", 1.0))) == ("conv_0", "conv_0/edge_norm")
     assert frozen_modules(PARAMS, (("conv_0/kernel", 0.0), ("*", 1.0))) == ()
-    assert frozen_modules(PARAMS, (("head/*", 1.0), ("*", 0.0))) == ("conv_0", "conv_10")
+    assert frozen_modules(PARAMS, (("head/*", 1.0), ("*", 0.0))) == ("conv_0", "conv_0/edge_norm", "conv_10")
+    assert frozen_modules(PARAMS, (("conv_0/edge_norm/*", 0.0), ("*", 1.0))) == ("conv_0/edge_norm",)
+    assert frozen_modules(PARAMS, (("head/output/bias", 1.0), ("*", 0.0))) == ("conv_0", "conv_0/edge_norm", "conv_10")
+    nested = {"source_0": PARAMS, "source_1": PARAMS}
+    found = frozen_modules(nested, (("source_0/*", 0.0), ("source_1/conv_0/*", 0.0), ("*", 1.0)))
+    assert {module for module in found if module.startswith("source_1")} == {
+        "source_1/conv_0", "source_1/conv_0/edge_norm",
+    }  # fmt: skip
+    assert "source_0" in found and "source_0/head/output" in found
 
 
 SCHEDULES = {
@@ -124,6 +132,44 @@ def test_momentum_by_hand():
         found, state = optimizer.update(ONE, state, PARAMS)
         steps.append(float(found["head"]["output"]["bias"][0]))
     assert steps == [-1.0, -1.5, -1.75]
+
+
+PULLED = (("head/*", 0.0), ("conv_10/*", 0.5), ("conv_*", 2.0))
+
+
+def test_pull_by_hand():
+    """Multiplier × (gradient + pull × distance from the start), or decay where nothing pulls at a kernel."""
+    rates = (("conv_0/kernel", 0.0), ("conv_0/edge_norm/*", 0.1), ("*", 1.0))
+    optimizer = make_optimizer(SGD, rates, PULLED)
+    state = optimizer.init(PARAMS)  # ones
+    moved = jax.tree.map(lambda leaf: leaf + 3, PARAMS)
+    found, _ = optimizer.update(ZERO, state, moved)
+    assert [float(leaf.flat[0]) for leaf in map(np.asarray, jax.tree.leaves(found))] == pytest.approx(
+        [-2 * 3, -0.1 * 2 * 3, 0, -0.5 * 3, 0, -0.25 * 4], abs=1e-6
+    )
+    found, _ = optimizer.update(ONE, state, moved)
+    assert [float(leaf.flat[0]) for leaf in map(np.asarray, jax.tree.leaves(found))] == pytest.approx(
+        [-1 - 6, -0.1 * (1 + 6), 0, -1 - 1.5, -1, -1 - 1], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_at_the_start_nothing_pulls(optimizer):
+    config = TrainConfig(optimizer=optimizer, momentum=0.0, weight_decay=0.25)
+    found = make_optimizer(config, ALL, (("*", 7.0),))
+    for leaf in jax.tree.leaves(found.update(ZERO, found.init(PARAMS), PARAMS)[0]):
+        assert not np.any(leaf)
+
+
+def test_the_start_that_pulls_is_a_copy():
+    """The training step gives up the memory of the parameters."""
+    optimizer = make_optimizer(SGD, ALL, (("*", 1.0),))
+    given = jax.tree.map(jnp.array, PARAMS)
+    state = optimizer.init(given)
+    for leaf in jax.tree.leaves(given):
+        leaf.delete()
+    found, _ = optimizer.update(ZERO, state, jax.tree.map(lambda leaf: leaf + 1, PARAMS))
+    assert float(found["head"]["output"]["bias"][0]) == -1.0
 
 
 def test_adam_takes_steps_of_the_rate():

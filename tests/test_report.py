@@ -12,7 +12,8 @@ from tlcgcnn_jax.config import Target, to_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import Predictions
 from tlcgcnn_jax.page import flat, number, plus_minus
-from tlcgcnn_jax.report import run_pictures, run_report
+from tlcgcnn_jax.report import run_report
+from tlcgcnn_jax.run_pictures import run_pictures
 
 MODULUS = Target("k_vrh", "GPa", transform="log10")
 GAP = Target("gap", "eV")
@@ -274,9 +275,10 @@ def test_page_of_a_run(tmp_path):
     assert path == run / "report.html"
     page = read_page(path)
     assert [h for h in page.headings if h.strip()] == [
-        "CGCNN for k_vrh", "Errors", "Training", "Test crystals", "Largest errors", "Settings", "Versions",
+        "CGCNN for k_vrh", "Errors", "Training", "Test crystals", "Error bars", "Largest errors", "Settings",
+        "Versions",
     ]  # fmt: skip
-    assert len(page.images) == 2
+    assert len(page.images) == 4  # learning curve, parity, calibration, confidence
     test, labels = predictions((MODULUS,))
     known = np.isfinite(labels[:, 0])
     errors = np.abs(test.mean[known, 0] - labels[known, 0])
@@ -284,10 +286,41 @@ def test_page_of_a_run(tmp_path):
     assert "29 test crystals" in page.text
     assert "Transferred from mp-formation-energy with the strategy full." in page.text
     assert "An ensemble of 2 networks" in page.text
-    for text in ("training.epochs", "0.10.2", "MAE (GPa)", "std of the networks (GPa)"):
+    for text in ("training.epochs", "0.10.2", "MAE (GPa)", "standard deviation (GPa)"):
         assert text in page.text
     worst = [test.ids[row] for row in np.flatnonzero(known)[np.argsort(-errors)][:10]]
     assert re.findall(r"mp-\d+", page.text.split("furthest off")[-1]) == [i for i in worst if i != NASTY]
+
+
+def test_page_tells_what_the_error_bars_are_worth(tmp_path):
+    run = make_run(tmp_path / "run", (GAP,), members=1)
+    config = json.loads((run / "config.json").read_text())
+    bar = {"level": 0.9, "quantile": 25.0, "normalised": False, "n": 40, "std_factor": None}
+    (run / "config.json").write_text(json.dumps(config | {"calibration": [bar]}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["test"] |= {"coverage_90": 0.875, "interval_width": 50.0}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    rows = [line + f",{novelty}" for line, novelty in zip(
+        (run / "test_results.csv").read_text().splitlines(), ["novelty", *[0.5] * 25, *[1.5] * 5], strict=True
+    )]  # fmt: skip
+    (run / "test_results.csv").write_text("\n".join(rows))
+    page = read_page(run_report(run))
+    assert "gap, 90 % interval: ± 25, from 40 validation crystals" in page.text
+    assert "The intervals hold 88 % of the test crystals; they are 50 eV wide on average." in page.text
+    test, labels = predictions((GAP,), members=1)
+    error = np.abs(test.mean[:, 0] - labels[:, 0])
+    assert "5 of 29 test crystals are farther from the training crystals than 95 %" in page.text
+    assert f"their mean absolute error is {number(error[25:].mean())} eV" in page.text
+    assert len(page.images) == 2  # without standard deviations there is nothing to draw
+
+
+def test_page_says_why_there_is_no_interval(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    bar = {"level": 0.9, "quantile": None, "normalised": False, "n": 4, "std_factor": None}
+    (run / "config.json").write_text(json.dumps(config | {"calibration": [bar]}))
+    page = read_page(run_report(run))
+    assert "no 90 % interval: 4 validation crystals, at least 9 are needed (of log10 k_vrh)" in page.text
 
 
 def test_ids_and_names_are_text(tmp_path):

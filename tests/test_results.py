@@ -87,14 +87,14 @@ def test_refuses_a_run_twice(folder):
 
 
 def test_refuses_another_study(folder, tmp_path):
-    with pytest.raises(InputError, match=r"other settings \(new, seeds\).*another folder"):
-        start(folder, seeds=4, new=1)
+    with pytest.raises(InputError, match=r"other settings \(new, sizes\).*another folder"):
+        start(folder, sizes=(50,), new=1)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("my only copy")
     with pytest.raises(InputError, match="no study"):
         start(tmp_path / "thesis")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is a file"):
         start(tmp_path / "file")
 
 

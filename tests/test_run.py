@@ -2,20 +2,25 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
 
-from tlcgcnn_jax import fit, transfer
+from tlcgcnn_jax import fit, transfer, ways
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.bundle import flatten
+from tlcgcnn_jax.committee import Committee
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
+from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.feature_model import FeatureModel
+from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.splits import Split, random_split
-from tlcgcnn_jax.strategies import STRATEGIES, Strategy
+from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.watch import Interrupts
 from tlcgcnn_jax.zoo import load_model
@@ -86,19 +91,24 @@ def test_an_ensemble_as_source_gives_its_members_in_turn(run):
         np.testing.assert_array_equal(kernel, expected)
 
 
+BODY = {"params/embedding", "params/conv_0", "batch_stats/conv_0"}
 KEPT = {
     "scratch": set(),
     "full": set(),
-    "frozen": {"params/embedding", "params/conv_0", "batch_stats/conv_0"},
-    "head": {"params/embedding", "params/conv_0", "batch_stats/conv_0", "params/head/hidden_0"},
+    "frozen": BODY,
+    "head": BODY | {"params/head/hidden_0"},
+    "keep_head": BODY | {"params/head/hidden_0"},
+    "gradual": set(),
 }
 
 
 @pytest.mark.parametrize("name, kept", KEPT.items(), ids=KEPT.keys())
 def test_a_strategy_trains_what_it_says_and_nothing_else(name, kept):
-    moved = transfer(records(), source(), name, K, config=ONE_EPOCH)
+    config = replace(ONE_EPOCH, epochs=2)  # one for each phase
+    split = Split(np.arange(12), np.array([], int), np.arange(12, 20))  # the last epoch is kept
+    moved = transfer(records(), source(), name, K, config=config, split=split, seeds=1)
     before, after = flatten(source().members[0]), flatten(moved.model.members[0])
-    assert before.keys() == after.keys() and set(KEPT) == set(STRATEGIES)
+    assert before.keys() == after.keys()
     same = {path for path in after if np.array_equal(before[path], after[path])}
     assert same == {path for path in after if path.startswith(tuple(f"{module}/" for module in kept))}
     assert moved.account is not None and len(moved.account.leaves) == len(after)
@@ -106,7 +116,7 @@ def test_a_strategy_trains_what_it_says_and_nothing_else(name, kept):
 
 def test_multipliers_and_strategies_of_ones_own():
     keep = Strategy("keep the embedding", "all but the embedding is trained", ("head/*",), (("*", 1.0),))
-    moved = transfer(records(), source(), keep, K, multipliers=(("embedding/*", 0),), config=ONE_EPOCH)
+    moved = transfer(records(), source(), keep, K, multipliers=(("embedding/*", 0),), config=ONE_EPOCH, seeds=1)
     before, after = flatten(source().members[0]), flatten(moved.model.members[0])
     changed = {path.split("/")[1] for path in after if not np.array_equal(before[path], after[path])}
     assert changed == {"conv_0", "head"}
@@ -154,6 +164,142 @@ def test_a_run_of_ones_own_split_without_validation_and_test():
     assert len(result.predictions.ids) == 20
 
 
+# --- ways that are not one network's ------------------------------------------------------------------
+
+FEW = Split(np.arange(10), np.arange(10, 19), np.arange(19, 20))  # as many to validate as an interval needs
+
+
+def test_an_ensemble_is_the_default():
+    assert len(transfer(records(), source(), "frozen", K, config=ONE_EPOCH).model.members) == 5
+    alike = transfer(records(), source(), "keep_head", K, config=ONE_EPOCH)
+    assert len(alike.model.members) == 1  # where nothing is random there is nothing to average
+
+
+def test_many_seeds_together_are_what_each_is_alone():
+    both = transfer(records(), source(), "full", K, config=ONE_EPOCH, seeds=2)
+    alone = transfer(records(), source(), "full", K, config=replace(ONE_EPOCH, seed=1), seeds=1, split=both.split)
+    for path, array in flatten(alone.model.members[0]).items():
+        np.testing.assert_allclose(flatten(both.model.members[1])[path], array, atol=1e-5, err_msg=path)
+    assert [row["member"] for row in both.history] == [0, 1]
+
+
+def test_large_sets_are_streamed_to_the_same_network(monkeypatch):
+    held = transfer(records(), source(), "frozen", K, config=ONE_EPOCH, seeds=1)
+    monkeypatch.setattr(ways, "DEVICE_BYTES", 1000)
+    streamed = transfer(records(), source(), "frozen", K, config=ONE_EPOCH, seeds=1)
+    assert "seconds" in streamed.history[0] and "seconds" not in held.history[0]
+    np.testing.assert_allclose(streamed.predictions.values, held.predictions.values, rtol=1e-3)
+    with pytest.raises(InputError, match="18 crystals are too many for head_then_full, which keeps all on the device"):
+        transfer(records(), source(), "head_then_full", K, config=ONE_EPOCH)
+
+
+def test_features_as_a_strategy(tmp_path):
+    result = transfer(records(), source(), "features:gp", K, split=FEW, out=tmp_path / "run")
+    assert isinstance(result.model, FeatureModel) and result.history == [] and result.account is None
+    again = predict(load_model(tmp_path / "run"), records())
+    np.testing.assert_array_equal(again.values, result.predictions.values)
+    row = table(tmp_path / "run" / "test_results.csv")[0]
+    assert {"prediction", "std", "low", "high", "novelty"} <= row.keys()
+    assert float(row["low"]) < float(row["prediction"]) < float(row["high"])
+    assert set(result.metrics["test"]) >= {"mae", "coverage_90", "interval_width"}
+    assert "coverage_90" not in result.metrics["val"]  # they were made from these
+    assert "The regressor gp on a model in memory" in run_report(tmp_path / "run").read_text()
+
+
+def test_an_ensemble_of_ways(tmp_path):
+    told = []
+    result = transfer(
+        records(), source(), "ensemble:frozen+features:ridge", K, split=FEW, config=ONE_EPOCH, seeds=2,
+        out=tmp_path / "run", tell=told.append, multipliers=(("head/*", 0.5),),
+    )  # fmt: skip
+    assert isinstance(result.model, Committee) and list(result.model.parts) == ["frozen", "features:ridge"]
+    networks, regressor = (predict(part, records()) for part in result.model.parts.values())
+    np.testing.assert_allclose(result.predictions.mean, (networks.mean + regressor.mean) / 2)
+    np.testing.assert_array_equal(predict(load_model(tmp_path / "run"), records()).mean, result.predictions.mean)
+    assert [row["member"] for row in result.history] == [0, 1]
+    assert "trained x0.5" in told[0] and told[1].startswith("features:ridge: a regressor on")
+    assert "The mean of frozen and features:ridge" in run_report(tmp_path / "run").read_text()
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["parts"]["frozen"]["rates"][0] == ["head/*", 0.5]
+
+
+def test_the_best_of_the_sources_that_there_are(tmp_path):
+    source().save(tmp_path / "own" / "gap")
+    told = []
+    result = transfer(
+        records(), "auto", "frozen", K, sources=tmp_path / "own", config=ONE_EPOCH, seeds=1, out=tmp_path / "run",
+        tell=told.append,
+    )  # fmt: skip
+    ranked = table(tmp_path / "run" / "source_ranking.csv")
+    assert {row["name"] for row in ranked} == {"gap", "mp-formation-energy"}
+    best = ranked[0]["name"]
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["source"] == best
+    assert told[0].startswith("sources by their features") and best in told[0].splitlines()[2]
+    assert told[1].startswith(f"frozen from {best}:") and result.model.model.width == (8 if best == "gap" else 64)
+
+
+def test_a_mixture_of_sources():
+    pair = {"a": source(), "b": replace(source(), formulas=("Xe",))}
+    result = transfer(records(), pair, "multi_source_gate", K, config=ONE_EPOCH, seeds=2)
+    assert result.model.model.sources == 2 and "Xe" in result.model.formulas
+    assert set(result.model.members[0]["params"]) == {"source_0", "source_1", "gate", "head"}
+
+
+def test_several_targets_at_once_and_as_source():
+    targets = (Target(K, "GPa"), Target(GAP, "eV"))
+    both = transfer(records(20, (K, GAP)), source(), "full", targets, config=ONE_EPOCH, seeds=1)
+    assert set(both.metrics["targets"]) == {K, GAP}
+    moved = transfer(records(), both.model, "frozen", K, config=ONE_EPOCH, seeds=1)
+    assert moved.predictions.values.shape == (20, 1)
+
+
+def test_phases_are_told():
+    told = []
+    transfer(records(), source(), "head_then_full", K, config=replace(ONE_EPOCH, epochs=10), seeds=1, tell=told.append)
+    assert told[1:3] == ["  epochs 1 to 3: head/* x1, * frozen", "  epochs 4 to 10: * x1"]
+
+
+# --- what a model knows of its crystals -----------------------------------------------------------------
+
+
+def test_formulas_of_the_training_crystals_go_with_the_model(run):
+    def formulas(rows):
+        return {formula(records()[row].structure.atomic_numbers) for row in rows}
+
+    assert set(run.model.formulas) == formulas(run.split.train)
+    assert list(load_model(run.folder).formulas) == sorted(run.model.formulas)
+    told = []
+    moved = transfer(records(), {"k": run.model}, "full", K, config=ONE_EPOCH, seeds=1, split=FEW, tell=told.append)
+    assert set(moved.model.formulas) == formulas(run.split.train) | formulas(FEW.train)
+    seen = sum(name in run.model.formulas for name in formulas(FEW.test))
+    assert moved.overlap == {"k": {"count": seen, "share": seen / 1}}
+    assert any("test crystals have a formula that k was trained on" in text for text in told) == bool(seen)
+    fresh = transfer(records(), {"k": run.model}, "scratch", K, config=ONE_EPOCH, seeds=1, split=FEW)
+    assert set(fresh.model.formulas) == formulas(FEW.train)
+    unknown = replace(source(), formulas=())
+    assert transfer(records(), {"k": unknown}, "head", K, config=ONE_EPOCH, seeds=1).overlap == {"k": None}
+
+
+def test_intervals_come_from_the_validation_crystals():
+    result = fit(records(), Target(K, "GPa"), split=FEW, seeds=2, **SMALL)
+    (bar,) = result.model.calibration
+    labels = np.array([record.targets[K] for record in records()], np.float32).astype(float)
+    std = result.predictions.std[:, 0]
+    scores = np.abs(result.predictions.values[:, 0] - labels)[FEW.val] / std[FEW.val]
+    assert bar.normalised and bar.n == 9 and bar.quantile == pytest.approx(scores.max())
+    np.testing.assert_allclose((result.predictions.high - result.predictions.low)[:, 0], 2 * bar.quantile * std)
+    inside = result.predictions.low[19, 0] <= labels[19] <= result.predictions.high[19, 0]
+    assert result.metrics["test"]["coverage_90"] == float(inside)
+
+
+def test_unlike_crystals_are_named(run, caplog):
+    predictions = predict(run.model, textbook_records(())[:60])
+    assert (predictions.novelty > 1).any() and "are farther from the training crystals than 95 %" in caplog.text
+    np.testing.assert_allclose(predict(load_model(run.folder), textbook_records(())[:60]).novelty, predictions.novelty)
+    usual = predict(run.model, [records()[row] for row in run.split.train]).novelty
+    assert np.mean(usual > 1) < np.mean(predictions.novelty > 1)
+
+
 REFUSED = {
     "no target": (lambda: fit(records()), "Name at least one target column"),
     "a dataset without targets": (lambda: fit(build_dataset(records(4))), "prepared without a target column"),
@@ -164,6 +310,25 @@ REFUSED = {
     "no seeds": (lambda: fit(records(), K, seeds=0), "seeds is 0"),
     "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),
     "unknown strategy": (lambda: transfer(records(), source(), "half", K), "no strategy 'half'; there are: scratch"),
+    "unknown regressor": (
+        lambda: transfer(records(), source(), "features:oracle", K),
+        "no regressor 'oracle'; there are: mean",
+    ),
+    "features of a class": (
+        lambda: transfer(records(), source(), "features:ridge", Target("hard", kind="classification")),
+        "no column|predicts values, not classes",
+    ),
+    "features with a learning rate": (
+        lambda: transfer(records(), source(), "features:ridge", K, multipliers=(("*", 0.5),)),
+        "trains no network",
+    ),
+    "features of four crystals": (
+        lambda: transfer(records(), source(), "features:ridge", K, split=Split(*np.split(np.arange(20), [4, 10]))),
+        "4 labelled training crystals, features:ridge needs 5",
+    ),
+    "a part twice": (lambda: transfer(records(), source(), "ensemble:full+full", K), "a part is named twice"),
+    "an ensemble of one": (lambda: transfer(records(), source(), "ensemble:full", K), "at least two strategies"),
+    "a mixture of one": (lambda: transfer(records(), source(), "multi_source", K), "joins several sources, one was"),
     "multiplier of nothing": (
         lambda: transfer(records(), source(), "full", K, multipliers=(("conv_9*", 0.1),), config=ONE_EPOCH),
         "conv_9",
@@ -256,5 +421,5 @@ def test_a_folder_of_files_with_a_sheet_of_labels(tmp_path, shared_data):
         (tmp_path / "cifs" / cif.name).write_bytes(cif.read_bytes())
     sheet = tmp_path / "sheet.csv"
     sheet.write_text("id,k\n" + "".join(f"{cif.stem},{10 + row}\n" for row, cif in enumerate(cifs)))
-    result = transfer(tmp_path / "cifs", source(), "head", "k", labels=sheet, config=ONE_EPOCH)
+    result = transfer(tmp_path / "cifs", source(), "head", "k", labels=sheet, config=ONE_EPOCH, seeds=1)
     assert len(result.predictions.ids) == len(cifs) == 10

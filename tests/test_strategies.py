@@ -4,12 +4,23 @@ import numpy as np
 import pytest
 import toy
 
+from tlcgcnn_jax.adapters import add_adapters
 from tlcgcnn_jax.bundle import Model, check_graph, flatten
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.merging import merge
-from tlcgcnn_jax.strategies import STRATEGIES, Strategy, find_strategy
+from tlcgcnn_jax.optim import frozen_modules, rate_tree
+from tlcgcnn_jax.strategies import (
+    STRATEGIES,
+    EnsembleStrategy,
+    FeatureStrategy,
+    Phase,
+    Strategy,
+    find_strategy,
+    find_way,
+    strategy_names,
+)
 
 NORMALISER = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
 
@@ -24,27 +35,79 @@ def fresh():
     return toy.variables(seed=2)
 
 
+def under(*prefixes):
+    return lambda name: name.startswith(prefixes)
+
+
+def tenths(name):
+    """Rates of a network of two convolutions, of which each layer is 2.6 times as slow as the one above."""
+    layers = ("head/", "conv_1/", "conv_0/", "embedding/")
+    return 2.6 ** -[name.startswith(layer) for layer in layers].index(True)
+
+
+EVERYTHING, NOTHING, HEAD, LAST = under(""), lambda name: False, under("head/"), under("head/output/")
 FRESH = {
-    "scratch": lambda name: True,
-    "full": lambda name: name.startswith("head/"),
-    "frozen": lambda name: name.startswith("head/"),
-    "head": lambda name: name.startswith("head/output/"),
+    "scratch": EVERYTHING,
+    "full": HEAD,
+    "frozen": HEAD,
+    "head": LAST,
+    "head_then_full": HEAD,
+    "l2sp": HEAD,
+    "keep_head": NOTHING,
+    "keep_head_then_full": NOTHING,
+    "adapters": under("adapter/", "head/"),
+    "multi_source": HEAD,
+    "multi_source_gate": under("gate/", "head/"),
+    "multi_source_full": HEAD,
+    "discriminative": HEAD,
+    "gradual": HEAD,
+    "freeze:conv_0": HEAD,
+    "freeze:conv_1": HEAD,
 }
-TRAINED = {
-    "scratch": lambda name: True,
-    "full": lambda name: True,
-    "frozen": lambda name: name.startswith("head/"),
-    "head": lambda name: name.startswith("head/output/"),
+TRAINED = {  # in the last phase, as multipliers
+    "scratch": EVERYTHING,
+    "full": EVERYTHING,
+    "frozen": HEAD,
+    "head": LAST,
+    "head_then_full": EVERYTHING,
+    "l2sp": EVERYTHING,
+    "keep_head": NOTHING,
+    "keep_head_then_full": EVERYTHING,
+    "adapters": under("adapter/", "head/"),
+    "multi_source": HEAD,
+    "multi_source_gate": lambda name: 10.0 if name.startswith("gate/") else HEAD(name),
+    "multi_source_full": EVERYTHING,
+    "discriminative": tenths,
+    "gradual": EVERYTHING,
+    "freeze:conv_0": under("conv_1/", "head/"),
+    "freeze:conv_1": HEAD,
 }
 
 
 def test_every_strategy_is_tested():
-    assert FRESH.keys() == TRAINED.keys() == STRATEGIES.keys()
+    assert set(FRESH) == set(TRAINED) == set(strategy_names(2))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+def network(variables, strategy, name):
+    """The variables as the strategy arranges them."""
+    if strategy.adapter_rank and name == "fresh":
+        return {**variables, "params": add_adapters(variables["params"], strategy.adapter_rank, 0)}
+    if strategy.sources == 1:
+        return variables
+    bodies = {kind: {n: part for n, part in tree.items() if n != "head"} for kind, tree in variables.items()}
+    out = {kind: {"source_0": body, "source_1": body} for kind, body in bodies.items()}
+    if name == "fresh":
+        out["params"]["head"] = variables["params"]["head"]
+        if strategy.combine == "gate":
+            out["params"]["gate"] = {"logits": np.zeros(2, np.float32)}
+    return out
+
+
+@pytest.mark.parametrize("name", FRESH)
 def test_merge(source, fresh, name):
-    merged, account = merge(source, fresh, STRATEGIES[name])
+    strategy = find_strategy(name, convolutions=2)
+    source, fresh = network(source, strategy, "source"), network(fresh, strategy, "fresh")
+    merged, account = merge(source, fresh, strategy)
     old, new = flatten(source), flatten(fresh)
     assert flatten(merged).keys() == new.keys()
     for path, array in flatten(merged).items():
@@ -55,7 +118,101 @@ def test_merge(source, fresh, name):
     for leaf in account.leaves:
         assert leaf.fate == ("re-initialised" if FRESH[name](leaf.path) else "loaded"), leaf
         statistics = leaf.path.endswith(("/mean", "/var"))
-        assert leaf.rate == (None if statistics else float(TRAINED[name](leaf.path))), leaf
+        assert leaf.rate == (None if statistics else pytest.approx(float(TRAINED[name](leaf.path)))), leaf
+
+
+LAYERS = {depth: ["embedding", *(f"conv_{layer}" for layer in range(depth)), "head"] for depth in (1, 2, 3, 4)}
+
+
+def layer_rates(rates, depth: int) -> list[float]:
+    """Of a network with one parameter in each layer, from below."""
+    tree = rate_tree({layer: {"kernel": np.zeros(1)} for layer in LAYERS[depth]}, rates)
+    return [tree[layer]["kernel"] for layer in LAYERS[depth]]
+
+
+@pytest.mark.parametrize("depth", LAYERS)
+def test_discriminative_rates(depth):
+    rates = layer_rates(find_strategy("discriminative", convolutions=depth).rates, depth)
+    assert rates[-1] == 1
+    assert [above / below for below, above in zip(rates, rates[1:], strict=False)] == pytest.approx([2.6] * (depth + 1))
+
+
+GRADUAL = {  # which layers are trained, phase after phase
+    1: ["001", "111"],
+    2: ["0001", "0011", "1111"],
+    3: ["00001", "00011", "00111", "11111"],
+    4: ["000001", "000011", "000111", "001111", "111111"],
+}
+
+
+@pytest.mark.parametrize("depth", LAYERS)
+def test_gradual_phases(depth):
+    phases = find_strategy("gradual", convolutions=depth).phases(96)
+    assert ["".join(f"{rate:g}" for rate in layer_rates(rates, depth)) for _, rates in phases] == GRADUAL[depth]
+    assert [epochs for epochs, _ in phases] == [48 // depth] * depth + [48]
+
+
+@pytest.mark.parametrize("depth", LAYERS)
+def test_freezing_up_to_a_convolution(depth):
+    for last in range(depth):
+        rates = layer_rates(find_strategy(f"freeze:conv_{last}", convolutions=depth).rates, depth)
+        assert rates == [0.0] * (last + 2) + [1.0] * (depth - last)
+    with pytest.raises(InputError, match=f"no strategy 'freeze:conv_{depth}'"):
+        find_strategy(f"freeze:conv_{depth}", convolutions=depth)
+
+
+PHASES = {
+    "three tenths": (100, [30, 70]),
+    "one epoch at least": (1, [1, 1]),
+    "rounded": (5, [2, 3]),
+}
+
+
+@pytest.mark.parametrize(("epochs", "expected"), PHASES.values(), ids=PHASES)
+def test_epochs_of_phases(epochs, expected):
+    assert [n for n, _ in STRATEGIES["head_then_full"].phases(epochs)] == expected
+
+
+def test_frozen_means_the_same_for_nested_sources():
+    strategy = STRATEGIES["multi_source"]
+    found = network(toy.variables(), strategy, "fresh")
+    assert {"source_0", "source_1/conv_1", "source_1/conv_1/edge_norm"} <= set(
+        frozen_modules(found["params"], strategy.rates)
+    )
+
+
+def test_pulls():
+    assert STRATEGIES["full"].pulls == ()
+    assert STRATEGIES["l2sp"].pulls == (("head/*", 0.0), ("*", 1.0))
+
+
+SENSELESS = {
+    "batch norm": ({"batch_norm": "sauce"}, "own: batch_norm is 'sauce': use one of"),
+    "all the epochs before the last phase": ({"before": (Phase(0.5, ()), Phase(0.5, ()))}, "together less than 1"),
+    "a phase of nothing": ({"before": (Phase(0.0, ()),)}, r"\[0.0\] of the epochs"),
+    "pull": ({"pull": -1.0}, "pull -1.0"),
+    "rank": ({"adapter_rank": -1}, "adapter_rank -1"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), SENSELESS.values(), ids=SENSELESS)
+def test_strategies_that_make_no_sense(change, told):
+    with pytest.raises(InputError, match=told):
+        Strategy("own", "", (), (("*", 1.0),), **change)
+
+
+def test_multipliers_count_in_every_phase():
+    strategy = find_strategy("head_then_full", (("head/output/*", 0.5),))
+    assert [rates[0] for _, rates in strategy.phases(10)] == [("head/output/*", 0.5)] * 2
+
+
+def test_ways_by_name():
+    assert find_way("features:svr") == FeatureStrategy("features:svr", "svr")
+    assert find_way("ensemble:full+frozen") == EnsembleStrategy("ensemble:full+frozen", ("full", "frozen"))
+    assert find_way("gradual", convolutions=2) == find_strategy("gradual", convolutions=2)
+    for name in ("ensemble:full", "ensemble:full+ensemble:head+frozen"):
+        with pytest.raises(InputError, match="at least two strategies"):
+            find_way(name)
 
 
 def test_account_can_be_read(source, fresh):
@@ -126,7 +283,9 @@ def test_a_pattern_for_nothing_is_told(source, fresh):
 
 
 def test_unknown_strategy():
-    with pytest.raises(InputError, match="'freeze'.*scratch, full, frozen, head"):
+    with pytest.raises(
+        InputError, match="'freeze'.*scratch, full, frozen, head.*gradual, freeze:conv_K, features:REGRESSOR"
+    ):
         find_strategy("freeze")
 
 

@@ -8,9 +8,9 @@ from test_import_cgcnn import write
 from tiny import source
 
 from tlcgcnn_jax import textbook_records
-from tlcgcnn_jax.bundle import CARD
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.model_folder import CARD
 from tlcgcnn_jax.zoo import find_sources, folder, load_model, shipped
 
 NAME = "mp-formation-energy"

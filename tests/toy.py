@@ -7,9 +7,11 @@ import itertools
 import jax
 import numpy as np
 
+from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.crystal import Crystal, Record
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
+from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.train import example_graph
@@ -73,3 +75,13 @@ def variables(sizes: ModelConfig = SIZES, outputs: int = 1, seed: int = 0, moved
 
 def replaced(source: CrystalDataset, **changes) -> CrystalDataset:
     return dataclasses.replace(source, **changes)
+
+
+def source(
+    seed: int = 1, sizes: ModelConfig = SIZES, targets: tuple[Target, ...] = (ENERGY,), members: int = 1
+) -> Model:
+    """A model to transfer from, which has learnt nothing; its members differ."""
+    outputs = sum(target.outputs for target in targets)
+    networks = tuple(variables(sizes, outputs, seed + 100 * member, moved=True) for member in range(members))
+    none = Normaliser(np.zeros(len(targets), np.float32), np.ones(len(targets), np.float32))
+    return Model(dataset().graph, sizes, targets, none, networks)

@@ -5,7 +5,7 @@ import numpy as np
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.descriptors import Features
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.losses import Normaliser, denormalise, transform_labels
+from tlcgcnn_jax.losses import transform_labels, untransform
 from tlcgcnn_jax.regressors import REGRESSORS, fit_regressor
 
 BASELINES = tuple(REGRESSORS)
@@ -57,10 +57,5 @@ def baseline_predictions(
         raise InputError(f"target {target.name}: crystal in row {row} has no label: leave it out of the training rows")
     fitted = fit_regressor(name, features.values[train], labels, seed)
     mean, std = fitted.predict(features.values[rows])
-    low, middle, high = _untransformed(np.stack([mean - std, mean, mean + std]), target)
+    low, middle, high = (untransform(value, target) for value in (mean - std, mean, mean + std))
     return middle, (high - low) / 2
-
-
-def _untransformed(values: np.ndarray, target: Target) -> np.ndarray:
-    same = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
-    return denormalise(values[..., None], [target], same)[..., 0]

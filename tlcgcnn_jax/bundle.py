@@ -1,9 +1,5 @@
 """The model that users pass around: one folder with settings, weights, metrics and a model card."""
 
-import gzip
-import hashlib
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +10,26 @@ import jraph
 import numpy as np
 
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, from_dict, to_dict
+from tlcgcnn_jax.error_bars import ErrorBar
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import Network, Variables, build_network
+from tlcgcnn_jax.model_folder import (
+    CONFIG,
+    FORMULAS,
+    NETWORK,
+    arrays_to_bytes,
+    bytes_to_arrays,
+    bytes_to_formulas,
+    damage_named,
+    formulas_to_bytes,
+    read_config,
+    read_file,
+    write_model,
+)
+from tlcgcnn_jax.novelty import Novelty
 
-FORMAT = 1
-CONFIG, WEIGHTS, CARD, FORMULAS = "config.json", "weights.npz", "README.md", "formulas.txt.gz"
+WEIGHTS, NOVELTY = "weights.npz", "novelty.npz"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Model:
         metrics: Errors on named parts of the data, in the targets' units.
         notes: Whatever the card shall tell: data, licence, settings, source.
         formulas: Reduced formulas of the crystals that it was trained on, its source's included; () if not known.
+        calibration: Error bars of each target, None for a target without; () for a model that has none.
+        novelty: Some of its training crystals as the first member sees them, to tell which others are unlike them.
     """
 
     graph: GraphConfig
@@ -46,6 +57,13 @@ class Model:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     formulas: tuple[str, ...] = ()
+    calibration: tuple[ErrorBar | None, ...] = ()
+    novelty: Novelty | None = None
+
+    @property
+    def graphs(self) -> tuple[GraphConfig, ...]:
+        """Kinds of graphs that a prediction needs."""
+        return (self.graph,)
 
     @property
     def outputs(self) -> int:
@@ -58,47 +76,33 @@ class Model:
         return build_network(self.model, self.outputs, self.graph.places)
 
     def save(self, folder: str | Path) -> Path:
-        """Write config.json, weights.npz and README.md; a folder that holds a model is renewed, others are kept.
+        """Write config.json, weights.npz, README.md and more; a folder that holds a model is renewed, others are kept.
 
         Raises:
             InputError: The folder cannot be written, or holds files of these names that are not a model's.
         """
-        folder = Path(folder)
-        there = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
-        if there and WEIGHTS not in there:
-            raise InputError(f"{folder}: holds {' and '.join(there)} of something else; give another folder")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            arrays = {
-                f"{index}/{path}": array
-                for index, member in enumerate(self.members)
-                for path, array in flatten(member).items()
-            }
-            weights = io.BytesIO()
-            np.savez(weights, **arrays)  # type: ignore[arg-type]
-            write_whole(folder / WEIGHTS, weights.getvalue())
-            formulas = gzip.compress("".join(f"{name}\n" for name in self.formulas).encode(), mtime=0)
-            if self.formulas:
-                write_whole(folder / FORMULAS, formulas)
-            else:
-                (folder / FORMULAS).unlink(missing_ok=True)
-            config = {
-                "format": FORMAT,
-                "graph": to_dict(self.graph),
-                "model": to_dict(self.model),
-                "targets": [to_dict(target) for target in self.targets],
-                "normaliser": {name: np.asarray(v, float).tolist() for name, v in self.normaliser._asdict().items()},
-                "members": len(self.members),
-                "weights_sha256": hashlib.sha256(weights.getvalue()).hexdigest(),
-                "formulas_sha256": hashlib.sha256(formulas).hexdigest() if self.formulas else None,
-                "metrics": self.metrics,
-                "notes": self.notes,
-            }
-            write_whole(folder / CONFIG, to_json(config, indent=1).encode())
-            write_whole(folder / CARD, model_card(self).encode())
-        except OSError as error:
-            raise InputError(f"{folder}: the model cannot be written: {error}") from error
-        return folder
+        arrays = {
+            f"{index}/{path}": array
+            for index, member in enumerate(self.members)
+            for path, array in flatten(member).items()
+        }
+        files = {
+            WEIGHTS: arrays_to_bytes(arrays),
+            FORMULAS: formulas_to_bytes(self.formulas),
+            NOVELTY: arrays_to_bytes(self.novelty.arrays()) if self.novelty else None,
+        }
+        config = {
+            "kind": NETWORK,
+            "graph": to_dict(self.graph),
+            "model": to_dict(self.model),
+            "targets": [to_dict(target) for target in self.targets],
+            "normaliser": {name: np.asarray(v, float).tolist() for name, v in self.normaliser._asdict().items()},
+            "members": len(self.members),
+            "calibration": calibration_to_json(self.calibration),
+            "metrics": self.metrics,
+            "notes": self.notes,
+        }
+        return write_model(folder, WEIGHTS, config, files, model_card(self))
 
 
 def load_bundle(folder: str | Path) -> Model:
@@ -108,42 +112,44 @@ def load_bundle(folder: str | Path) -> Model:
         InputError: The folder is no model, a file is missing, damaged, or does not fit the settings.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such model folder; `tlcgcnn models` lists the shipped ones")
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder}: not a whole model: {' and '.join(missing)} missing (found: {_listing(folder)})")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if config["format"] != FORMAT:
-            raise InputError(f"{folder / CONFIG}: format {config['format']!r}, this version reads {FORMAT}: update it")
+    config = read_config(folder, NETWORK, (WEIGHTS,))
+    with damage_named(folder):
         graph = from_dict(GraphConfig, config["graph"], f"{folder / CONFIG}: graph")
         model = from_dict(ModelConfig, config["model"], f"{folder / CONFIG}: model")
         targets = tuple(from_dict(Target, target, f"{folder / CONFIG}: targets") for target in config["targets"])
         normaliser = Normaliser(*(np.asarray(config["normaliser"][name], np.float32) for name in Normaliser._fields))
-        count, digest = int(config["members"]), config["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            named = str(error) if str(folder) in str(error) else f"{folder / CONFIG}: {error}"
-            raise InputError(named) from error
-        raise InputError(f"{folder / CONFIG}: damaged: {type(error).__name__}: {error}") from error
-    data = (folder / WEIGHTS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise InputError(
-            f"{folder / WEIGHTS}: {len(data)} bytes that are not the ones config.json was written with: "
-            "the file is cut short or changed; copy the whole folder again"
-        )
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        flat = {name: arrays[name] for name in arrays.files}
+        count = int(config["members"])
+        calibration = calibration_from_json(config.get("calibration", []), targets, folder)
+    flat = bytes_to_arrays(read_file(folder, WEIGHTS, config))
     members = tuple(
         unflatten({name.split("/", 1)[1]: array for name, array in flat.items() if name.startswith(f"{index}/")})
         for index in range(count)
     )
-    formulas = _formulas(folder / FORMULAS, config.get("formulas_sha256"))
-    metrics, notes = config.get("metrics", {}), config.get("notes", {})
-    loaded = Model(graph, model, targets, normaliser, members, metrics, notes, formulas)
+    # Models of earlier versions have neither formulas nor novelty nor error bars.
+    formulas, seen = bytes_to_formulas(read_file(folder, FORMULAS, config)), read_file(folder, NOVELTY, config)
+    loaded = Model(
+        graph, model, targets, normaliser, members, config.get("metrics", {}), config.get("notes", {}), formulas,
+        calibration, Novelty.from_arrays(bytes_to_arrays(seen)) if seen else None,
+    )  # fmt: skip
     _check_shapes(loaded, folder)
     return loaded
+
+
+def calibration_to_json(calibration: tuple[ErrorBar | None, ...]) -> list[dict[str, Any] | None]:
+    """Error bars as JSON can hold them."""
+    return [None if bar is None else to_dict(bar) for bar in calibration]
+
+
+def calibration_from_json(values: list[Any], targets: tuple[Target, ...], folder: Path) -> tuple[ErrorBar | None, ...]:
+    """The inverse of `calibration_to_json`.
+
+    Raises:
+        InputError: Not one entry for each target, or one that makes no sense.
+    """
+    where = f"{folder / CONFIG}: calibration"
+    if values and len(values) != len(targets):
+        raise InputError(f"{where}: {len(values)} entries for {len(targets)} targets: it is damaged")
+    return tuple(None if value is None else from_dict(ErrorBar, value, where) for value in values)
 
 
 def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -> None:
@@ -192,31 +198,36 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def model_card(model: Model) -> str:
     """What a reader needs to know of a model, as Markdown."""
-    names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
     sizes = f"{model.model.convolutions} convolutions of width {model.model.width}, head {model.model.head_width}"
-    lines = [
-        f"# CGCNN for {names}",
-        "",
-        f"- network: {sizes}; {len(model.members)} member{'s' if len(model.members) > 1 else ''}",
-        f"- graph: {model.graph.neighbours} neighbours within {model.graph.cutoff:g} Å, ties: {model.graph.ties}",
+    about = [
+        f"network: {sizes}; {len(model.members)} member{'s' if len(model.members) > 1 else ''}",
+        f"graph: {model.graph.neighbours} neighbours within {model.graph.cutoff:g} Å, ties: {model.graph.ties}",
     ]
+    return write_card("CGCNN", about, model)
+
+
+def write_card(kind: str, about: list[str], model: Any) -> str:
+    """A card of a model of any kind.
+
+    Args:
+        kind: What the model is.
+        about: A line for each of its parts.
+        model: With targets, notes, metrics and calibration.
+    """
+    names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
+    lines = [f"# {kind} for {names}", "", *(f"- {line}" for line in about)]
     lines += [f"- {key}: {value}" for key, value in model.notes.items() if not isinstance(value, dict | list)]
     for part, values in model.metrics.items():
         if isinstance(values, Mapping):
             shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
             lines.append(f"- {part}: {shown}")
+    for target, bar in zip(model.targets, model.calibration, strict=False):
+        if bar is not None:
+            learnt = "" if target.transform == "identity" else f", of {target.transform} {target.name}"
+            lines.append(f"- error bars of {target.name}: {bar}{learnt} (they chose the epoch, too: approximate)")
     lines += ["", "```python", "import tlcgcnn_jax", "", 'model = tlcgcnn_jax.load_model("PATH OF THIS FOLDER")']
     lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
     return "\n".join(lines)
-
-
-def _formulas(path: Path, digest: str | None) -> tuple[str, ...]:
-    """The formulas that a model was trained on; models of earlier versions do not tell."""
-    if digest is None:
-        return ()
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise InputError(f"{path}: missing or changed since the model was saved; copy the whole folder again")
-    return tuple(gzip.decompress(path.read_bytes()).decode().split())
 
 
 def _check_shapes(model: Model, folder: Path) -> None:
@@ -255,8 +266,3 @@ def _check_shapes(model: Model, folder: Path) -> None:
 def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [("/".join(str(key.key) for key in path), tuple(leaf.shape)) for path, leaf in leaves]
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())[:8]
-    return ", ".join(names) if names else "an empty folder"

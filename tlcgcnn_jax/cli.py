@@ -75,20 +75,30 @@ def make_parser() -> argparse.ArgumentParser:
     graph_options(prepare)
 
     train = _verb(verbs, "train", run_train, "train from scratch")
-    run_options(train, TrainConfig())
+    run_options(train, TrainConfig(), seeds=1)
     graph_options(train)
     model_options(train)
 
     transfer = _verb(verbs, "transfer", run_transfer, "train on a target, starting from a source model")
-    transfer.add_argument("--source", required=True, metavar="MODEL", help="folder of a model, or a shipped name")
     transfer.add_argument(
-        "--strategy", default="full", metavar="NAME", help="full, frozen, head or scratch (default: full)"
-    )
+        "--source", required=True, action="append", metavar="MODEL",
+        help="folder of a model, or a shipped name; may be given several times; or `auto` for the best there is",
+    )  # fmt: skip
+    transfer.add_argument("--sources", type=Path, metavar="DIR", help="further models for `--source auto`")
+    transfer.add_argument(
+        "--top", type=int, metavar="N",
+        help="sources that a strategy of several takes (default: all; with `--source auto` 5 in a mixture)",
+    )  # fmt: skip
+    transfer.add_argument(
+        "--strategy", default="full", metavar="NAME",
+        help="full, frozen, head_then_full, keep_head, adapters, …; features:REGRESSOR; ensemble:NAME+NAME; "
+        "a name that there is not is answered by all that there are (default: full)",
+    )  # fmt: skip
     transfer.add_argument(
         "--rate", action="append", default=[], metavar="PATTERN=X", type=multiplier,
         help="learning-rate multiplier of some parameters, e.g. 'conv_*=0.1'; may be given several times",
     )  # fmt: skip
-    run_options(transfer, FINE_TUNING)
+    run_options(transfer, FINE_TUNING, seeds=5)
 
     ranking = _verb(verbs, "rank-sources", run_rank_sources, "which source to transfer from, before any training")
     data_argument(ranking)
@@ -117,6 +127,13 @@ def make_parser() -> argparse.ArgumentParser:
     importer.add_argument(
         "--transform", default="identity", choices=("identity", "log10", "log"), help="what it was trained on"
     )
+
+    study = _verb(verbs, "study", run_study, "a grid of sources, strategies, targets, sizes and seeds, with statistics")
+    study.add_argument("config", metavar="CONFIG.toml", type=Path, help="see tlcgcnn_jax.StudyConfig for its keys")
+    study.add_argument("--out", type=Path, required=True, metavar="DIR", help="one with the same study goes on")
+    study.add_argument("--data", type=Path, metavar="DIR", help="where relative paths start (default: CONFIG's folder)")
+    study.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
+    study.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores; 1 with an accelerator)")
 
     report = _verb(verbs, "report", run_report, "one HTML page on a finished run, a study or the demo")
     report.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run, a study or the demo")
@@ -153,33 +170,42 @@ def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
     config, model = checked(parser, TrainConfig, options), checked(parser, ModelConfig, options)
     graph = checked(parser, GraphConfig, options)
-    dataset, targets, split = run_data(options, parser, graph)
-    if graph not in (GraphConfig(), dataset.graph):  # what was asked for is not what was prepared
-        parser.error(f"{options.data} is prepared with {dataset.graph}: --cutoff, --neighbours, --ties go with prepare")
+    packed, targets, split = run_data(options, parser, (graph,))
+    prepared = packed.datasets[0].graph
+    if graph not in (GraphConfig(), prepared):  # what was asked for is not what was prepared
+        parser.error(f"{options.data} is prepared with {prepared}: --cutoff, --neighbours, --ties go with prepare")
     result = fit(
-        dataset, targets, split=split, model=model, config=config, seeds=options.seeds, out=options.out,
+        packed, targets, split=split, model=model, config=config, seeds=options.seeds, out=options.out,
         progress=is_watched(), resume=options.resume,
     )  # fmt: skip
-    _tell_result(result, dataset.skipped)
+    _tell_result(result, packed.skipped)
 
 
 def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn transfer`."""
     from tlcgcnn_jax.run import transfer
-    from tlcgcnn_jax.strategies import STRATEGIES
-    from tlcgcnn_jax.zoo import load_model
+    from tlcgcnn_jax.source_choice import AUTO, find_pool
+    from tlcgcnn_jax.ways import check_way
 
-    if options.strategy not in STRATEGIES:
-        parser.error(f"no strategy {options.strategy!r}; there are: {', '.join(STRATEGIES)}")
+    try:
+        check_way(options.strategy)
+    except InputError as error:
+        parser.error(str(error))
     config = checked(parser, TrainConfig, options)
-    source = load_model(options.source)
-    dataset, targets, split = run_data(options, parser, source.graph)
+    if options.top is not None and options.top < 1:
+        parser.error(f"--top is {options.top}: at least 1")
+    if AUTO in options.source and len(options.source) > 1:
+        parser.error(f"--source {AUTO} chooses among all there are: leave the other --source out")
+    if options.sources is not None and options.source != [AUTO]:
+        parser.error(f"--sources goes with --source {AUTO}")
+    pool = find_pool(AUTO if options.source == [AUTO] else options.source, options.sources)
+    packed, targets, split = run_data(options, parser, pool.graphs)
     result = transfer(
-        dataset, source, options.strategy, targets, split=split, config=config, multipliers=tuple(options.rate),
-        seeds=options.seeds, out=options.out, progress=is_watched(), resume=options.resume, source_name=options.source,
-        on_merge=lambda account: print(f"{options.strategy} from {options.source}:\n{account}", flush=True),
+        packed, pool, options.strategy, targets, top=options.top, split=split, config=config,
+        multipliers=tuple(options.rate), seeds=options.seeds, out=options.out, progress=is_watched(),
+        resume=options.resume, tell=lambda text: print(text, flush=True),
     )  # fmt: skip
-    _tell_result(result, dataset.skipped)
+    _tell_result(result, packed.skipped)
 
 
 def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -210,25 +236,32 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
 def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
     """`tlcgcnn predict`."""
     from tlcgcnn_jax.evaluate import predict
+    from tlcgcnn_jax.graph_sets import pack_graphs
+    from tlcgcnn_jax.splits import overlap
     from tlcgcnn_jax.zoo import load_model
 
     model = load_model(options.model)
     check_free_file(options.out)
     inputs = packed_dataset(options.input) or named_input(options.input, ())
-    predictions = predict(model, inputs, on_error=options.on_error, progress=is_watched())
+    packed = pack_graphs(inputs, model.graphs, on_error=options.on_error, progress=is_watched())
+    predictions = predict(model, packed)
     predictions.write(options.out)
     _tell_skipped(predictions.skipped, options.out.with_suffix(".skipped.csv"))
+    seen = overlap(model.formulas, packed.datasets[0].formulas).count
+    if seen:
+        print(f"{seen} of {len(packed)} crystals have a formula that the model was trained on")
+    _tell_error_bars(model)
     names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
     print(f"{options.out}: {names} of {len(predictions.ids):,} crystals")
 
 
 def run_models(_: argparse.Namespace, __: argparse.ArgumentParser) -> None:
     """`tlcgcnn models`."""
-    from tlcgcnn_jax.zoo import load_model, shipped
+    from tlcgcnn_jax.zoo import load_source, shipped
 
     print(f"{'name':<24} {'property':<32} {'unit':<8} {'crystals':>8}  test error")
     for name in shipped():
-        model = load_model(name)
+        model = load_source(name)
         for target in model.targets:
             test = model.metrics.get("targets", {}).get(target.name, model.metrics).get("test", {})
             error = f"MAE {test['mae']:.4f}" if "mae" in test else f"ROC-AUC {test.get('roc_auc', float('nan')):.3f}"
@@ -243,6 +276,20 @@ def run_import(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
     model = import_cgcnn(options.checkpoint, name=options.target, unit=options.unit, transform=options.transform)
     model.save(options.out)
     print(f"{options.out}: {model.targets[0].kind}, {model.model.convolutions} convolutions, {model.targets[0].name}")
+
+
+def run_study(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """`tlcgcnn study`."""
+    from tlcgcnn_jax.study import run_study as run
+
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers is {options.workers}: at least 1")
+    analysis = run(
+        options.config, options.out, data=options.data, engine=options.engine, workers=options.workers,
+        progress=is_watched(),
+    )  # fmt: skip
+    print("\n".join(analysis.sentences))
+    print(f"{options.out}: results.csv, comparisons.csv, report.html and pictures")
 
 
 def run_report(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
@@ -279,8 +326,16 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
         for part, values in tables[target.name].items():
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             print(f"{target.name:<24} {part:<6} {shown}{f'  [{target.unit}]' if target.unit else ''}")
-    files = "model, metrics.json, test_results.csv, learning_curve.png"
+    _tell_error_bars(result.model)
+    files = "model, metrics.json, test_results.csv, pictures"
     print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")
+
+
+def _tell_error_bars(model: Any) -> None:
+    """How wide the intervals are, or why there are none."""
+    for bar, target in zip(model.calibration, model.targets, strict=False):
+        if bar is not None:
+            print(f"{target.name}: {bar}{'' if target.transform == 'identity' else f', of {target.transform}'}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tlcgcnn_jax.statistics import compare
 from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.train import Trained, example_graph, train
-from tlcgcnn_jax.zoo import load_model
+from tlcgcnn_jax.zoo import load_source
 
 SOURCE = "mp-formation-energy"
 FOLDS = 5
@@ -72,7 +72,7 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     if repeats < 1:
         raise InputError(f"repeats is {repeats}: at least 1")
     folder = _folder(Path(out))
-    source, began = load_model(SOURCE), time.perf_counter()
+    source, began = load_source(SOURCE), time.perf_counter()
     data = {
         title: build_dataset(textbook_records((target.name,)), targets=(target.name,), graph=source.graph)
         for title, target in TASKS

@@ -9,11 +9,13 @@ import numpy as np
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.dataset import CrystalDataset
+from tlcgcnn_jax.descriptors import descriptors
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets
 from tlcgcnn_jax.outputs import prefix_features
 
 LAYERS = ("pooled", "hidden", "output")
+DESCRIPTORS = "descriptors"  # of the crystal itself, whatever the source
 FEATURES = ("pooled", "hidden")  # the output is the source's property, which these hold already
 
 
@@ -63,7 +65,7 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
     Args:
         sources: Models by name; of an ensemble, the first network counts.
         crystals: With the graph settings of every source.
-        layers: As in `embed`.
+        layers: As in `embed`; "descriptors" adds those of `descriptors.descriptors`, once, as a block of that name.
 
     Raises:
         InputError: As in `embed`, and a source whose graph settings the crystals do not have; the source is named.
@@ -77,10 +79,14 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
     """
     if not sources:
         raise InputError("no source to embed with: give at least one model")
-    parts = [embed(model, graphs_for(name, model, crystals), layers) for name, model in sources.items()]
-    ends = np.cumsum([part.shape[1] for part in parts]).tolist()
-    blocks = {name: slice(end - part.shape[1], end) for name, part, end in zip(sources, parts, ends, strict=True)}
-    return Embedded(blocks, np.concatenate(parts, axis=1))
+    own = tuple(layer for layer in layers if layer != DESCRIPTORS)
+    parts = {name: embed(model, graphs_for(name, model, crystals), own) for name, model in sources.items()}
+    if own != tuple(layers):
+        first = graphs_for(*next(iter(sources.items())), crystals)
+        parts[DESCRIPTORS] = descriptors(first).values.astype(np.float32)
+    ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
+    blocks = {name: slice(end - parts[name].shape[1], end) for name, end in zip(parts, ends, strict=True)}
+    return Embedded(blocks, np.concatenate(list(parts.values()), axis=1))
 
 
 def graphs_for(name: str, model: Model, crystals: GraphSets) -> CrystalDataset:

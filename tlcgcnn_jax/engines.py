@@ -99,7 +99,7 @@ def _on_ray(work: Callable[[T], R], tasks: Sequence[T], workers: int | None) -> 
         options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or cores()}
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, **options)
     # Ray gives a task out again when its worker or node dies, and to nobody twice when it has ended.
-    remote = ray.remote(num_cpus=1, max_retries=TRIES)(work)
+    remote = ray.remote(num_cpus=1, max_retries=TRIES)(lambda task: work(task))  # Ray takes no other callables
     most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting, pending = list(tasks), {}
     try:

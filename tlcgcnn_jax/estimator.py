@@ -10,18 +10,18 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.crystal import Record
-from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
+from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.evaluate import Predictions
 from tlcgcnn_jax.evaluate import predict as predict_crystals
+from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.optim import Rates
+from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.run import Result, fit, transfer
+from tlcgcnn_jax.source_choice import SourcePool, find_pool
 from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.strategies import Strategy
-from tlcgcnn_jax.zoo import load_model
 
 
 class CGCNNRegressor(RegressorMixin, BaseEstimator):
@@ -32,8 +32,10 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
     looked at.
 
     Args:
-        source: Model, its folder or the name of a shipped one, to transfer from; None trains from scratch.
-        strategy: With a source: "full", "frozen", "head" or "scratch", or a `Strategy`.
+        source: What to transfer from, as in `transfer`: a model, its folder, the name of a shipped one, several of
+            these, or "auto"; None trains from scratch.
+        strategy: With a source: a name, see `strategy_names`, "features:REGRESSOR", "ensemble:NAME+NAME", or a
+            `Strategy`.
         epochs: Passes over the training crystals.
         batch_size: Crystals in a batch, on average; None: 32 with a source, 128 without.
         learning_rate: Highest learning rate; None: 0.002 with a source, 0.004 without.
@@ -52,7 +54,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         verbose: Show progress bars.
 
     Attributes:
-        model_: The trained `Model`, which can be saved, and loaded again with `load_model`.
+        model_: The trained model, mostly a `Model`, which can be saved, and loaded again with `load_model`.
         result_: What `fit` or `transfer` gave: metrics of the held-out part, history, account of the transfer.
 
     Example:
@@ -67,7 +69,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        source: str | Path | Model | None = None,
+        source: Any = None,
         strategy: str | Strategy = "full",
         *,
         epochs: int = 100,
@@ -121,13 +123,14 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             raise InputError(f"{len(crystals)} crystals and {len(labels)} labels: one label for each was expected")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}: a share from 0 to below 1 was expected")
-        source = self.source if self.source is None or isinstance(self.source, Model) else load_model(self.source)
-        graph = source.graph if source else self.graph or GraphConfig()
-        dataset = build_dataset(crystals, graph=graph, progress=self.verbose)
+        pool = None if self.source is None else find_pool(self.source)
+        packed = pack_graphs(crystals, pool.graphs if pool else (self.graph or GraphConfig(),), progress=self.verbose)
         target = Target("target", transform=self.transform)
         column = labels.astype(np.float32)[:, None]
-        dataset = dataclasses.replace(dataset, target_names=(target.name,), targets=column)
-        self.result_ = self._run(dataset, target, source)
+        labelled = [
+            dataclasses.replace(dataset, target_names=(target.name,), targets=column) for dataset in packed.datasets
+        ]
+        self.result_ = self._run(GraphSets(tuple(labelled)), target, pool)
         self.model_ = self.result_.model
         return self
 
@@ -136,44 +139,44 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
 
         Args:
             X: Crystals.
-            return_std: Give the standard deviation between the networks of the ensemble as well.
+            return_std: Give the standard deviation as well: between the networks of an ensemble, or the regressor's.
 
         Returns:
             float64 [n], or (mean [n], standard deviation [n]).
 
         Raises:
-            InputError: A crystal that cannot be used, or `return_std` of a single network.
+            InputError: A crystal that cannot be used, or `return_std` of a model without, such as a single network.
             NotFittedError: `fit` was not called before.
         """
         check_is_fitted(self, "model_")
-        if return_std and len(self.model_.members) < 2:
-            raise InputError("return_std needs an ensemble: fit with seeds=2 or more")
         predictions: Predictions = predict_crystals(self.model_, _crystals(X), progress=self.verbose)
-        std = predictions.std
-        return (predictions.mean[:, 0], std[:, 0]) if return_std and std is not None else predictions.mean[:, 0]
+        if not return_std:
+            return predictions.mean[:, 0]
+        if predictions.std is None:
+            raise InputError("return_std needs an ensemble: fit with seeds=2 or more")
+        return predictions.mean[:, 0], predictions.std[:, 0]
 
-    def _run(self, dataset: CrystalDataset, target: Target, source: Model | None) -> Result:
+    def _run(self, crystals: GraphSets, target: Target, pool: SourcePool | None) -> Result:
         """A run without a test part: that is scikit-learn's, which holds it back itself."""
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         given = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
         config = dataclasses.replace(
-            FINE_TUNING if source else TrainConfig(), epochs=self.epochs, weight_decay=self.weight_decay,
+            FINE_TUNING if pool else TrainConfig(), epochs=self.epochs, weight_decay=self.weight_decay,
             loss=self.loss, patience=self.patience, seed=int(seed),
             **{name: value for name, value in given.items() if value is not None},
         )  # fmt: skip
         val = float(self.val_fraction)
-        split = random_split(len(dataset), config.seed, train=1.0 - val, val=val, test=0)
-        if source is None:
+        split = random_split(len(crystals), config.seed, train=1.0 - val, val=val, test=0)
+        if pool is None:
             sizes = ModelConfig(self.width, self.convolutions, self.head_width)
             return fit(
-                dataset, target, split=split, model=sizes, config=config, seeds=self.seeds, progress=self.verbose
+                crystals, target, split=split, model=sizes, config=config, seeds=self.seeds, progress=self.verbose
             )
-        origin = "a model in memory" if isinstance(self.source, Model) else str(self.source)
         return transfer(
-            dataset, source, self.strategy, target, split=split, config=config, multipliers=tuple(self.multipliers),
-            source_name=origin, seeds=self.seeds, progress=self.verbose,
+            crystals, pool, self.strategy, target, split=split, config=config, multipliers=tuple(self.multipliers),
+            seeds=self.seeds, progress=self.verbose,
         )  # fmt: skip
 
     def __sklearn_tags__(self) -> Any:

@@ -1,91 +1,31 @@
-"""Predictions, and their errors in the targets' units."""
+"""Predictions with their error bars, and their errors in the targets' units."""
 
-import csv
-from dataclasses import dataclass, replace
-from pathlib import Path
+import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.bundle import Model, check_graph
-from tlcgcnn_jax.config import Target
-from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
-from tlcgcnn_jax.errors import Skipped
-from tlcgcnn_jax.outputs import network_outputs
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.committee import AnyModel, Committee
+from tlcgcnn_jax.error_bars import fit_error_bars, intervals
+from tlcgcnn_jax.feature_model import FeatureModel, some_rows
+from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+from tlcgcnn_jax.novelty import fit_novelty
+from tlcgcnn_jax.outputs import network_outputs, prefix_features
+from tlcgcnn_jax.predictions import Predictions
+from tlcgcnn_jax.splits import Split
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of some crystals.
-
-    Attributes:
-        ids: One for each crystal.
-        targets: The model's targets.
-        members: float64 [n_member, n, outputs], in the targets' units; probabilities for classes.
-        skipped: Crystals that could not be read, with the reasons.
-    """
-
-    ids: list[str]
-    targets: tuple[Target, ...]
-    members: np.ndarray
-    skipped: tuple[Skipped, ...] = ()
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean over the members, [n, outputs]."""
-        return self.members.mean(0)
-
-    @property
-    def std(self) -> np.ndarray | None:
-        """Standard deviation between the members, [n, outputs]; None for a single network."""
-        return self.members.std(0, ddof=1) if len(self.members) > 1 else None
-
-    @property
-    def values(self) -> np.ndarray:
-        """One number a crystal and target, [n, n_target]: the value, or the most probable class."""
-        columns = []
-        for target, part in zip(self.targets, losses.output_slices(self.targets), strict=True):
-            mean = self.mean[:, part]
-            columns.append(mean.argmax(1).astype(float) if target.kind == "classification" else mean[:, 0])
-        return np.stack(columns, 1)
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """Named columns of a table: prediction (and std); one a target or class where there are several."""
-        out: dict[str, np.ndarray] = {}
-        for column, (target, part) in enumerate(zip(self.targets, losses.output_slices(self.targets), strict=True)):
-            end = f":{target.name}" if len(self.targets) > 1 else ""
-            out[f"prediction{end}"] = self.values[:, column]
-            if target.kind == "classification":
-                for label in range(target.classes):
-                    out[f"p_{label}{end}"] = self.mean[:, part][:, label]
-            elif self.std is not None:
-                out[f"std{end}"] = self.std[:, part][:, 0]
-        return out
-
-    def write(self, path: str | Path, labels: np.ndarray | None = None) -> None:
-        """Write a CSV: id, (target,) prediction, …
-
-        Args:
-            path: File.
-            labels: [n, n_target] true values to stand beside, NaN where unknown.
-        """
-        columns: dict[str, Any] = {"id": self.ids}
-        if labels is not None:
-            for column, target in enumerate(self.targets):
-                columns[f"target:{target.name}" if len(self.targets) > 1 else "target"] = labels[:, column]
-        columns.update(self.columns())
-        with open(path, "w", newline="") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(columns)
-            for row in zip(*columns.values(), strict=True):
-                writer.writerow([_cell(value) for value in row])
+logger = logging.getLogger(__name__)
 
 
 def predict(
-    model: Model, inputs: Any, *, on_error: str = "raise", batch_size: int | None = None, progress: bool = False
+    model: AnyModel, inputs: Any, *, on_error: str = "raise", batch_size: int | None = None, progress: bool = False
 ) -> Predictions:
     """Predict the targets of crystals; graphs are built from the model's own settings.
+
+    Crystals that are unlike those that the model was trained on are named in a warning in the log.
 
     Args:
         model: From `load_model`, `fit` or `transfer`.
@@ -97,17 +37,74 @@ def predict(
     Raises:
         InputError: A crystal that cannot be read, or a dataset with other graph settings than the model's.
     """
-    if isinstance(inputs, CrystalDataset):
-        dataset = inputs
-        check_graph(dataset.graph, model)
-    else:
-        dataset = build_dataset(inputs, graph=model.graph, on_error=on_error, progress=progress)
-    model = replace(model, graph=dataset.graph)  # the same graphs, in the dataset's layout
+    crystals = inputs if isinstance(inputs, GraphSets) else pack_graphs(
+        inputs, model.graphs, on_error=on_error, progress=progress
+    )  # fmt: skip
+    found = replace(predict_packed(model, crystals, batch_size), skipped=tuple(crystals.skipped))
+    if found.novel:
+        logger.warning("%s", found.novel)
+    return found
+
+
+def predict_packed(model: AnyModel, crystals: GraphSets, batch_size: int | None = None) -> Predictions:
+    """Predictions of crystals that are packed for all that a model needs, with its error bars.
+
+    Raises:
+        InputError: As `predict`.
+    """
+    found = _said(model, crystals, batch_size)
+    ends = intervals(model.calibration, model.targets, found.values, found.learnt_std)
+    return found if ends is None else replace(found, low=ends[0], high=ends[1])
+
+
+def _said(model: AnyModel, crystals: GraphSets, batch_size: int | None) -> Predictions:
+    """Predictions and novelty, without intervals."""
+    ids, targets = list(crystals.datasets[0].ids), model.targets
+    if isinstance(model, Committee):
+        parts = [_said(part, crystals, batch_size) for part in model.parts.values()]
+        stds = [part.learnt_std for part in parts]
+        unknown = np.full((len(ids), len(targets)), np.nan)
+        own = np.stack([unknown if std is None else std for std in stds])
+        known = [part.novelty for part in parts if part.novelty is not None]
+        members, novelty = np.stack([part.mean for part in parts]), np.mean(known, 0) if known else None
+        return Predictions(ids, targets, members, own_std=own, novelty=novelty)
+    if isinstance(model, FeatureModel):
+        table = model.features(crystals)
+        each = [fitted.predict(table) for fitted in model.fitted]
+        values = [losses.untransform(mean, target) for (mean, _), target in zip(each, targets, strict=True)]
+        own = np.stack([std for _, std in each], -1)[None]
+        novelty = model.novelty.score(table)
+        return Predictions(
+            ids, targets, np.stack(values, -1)[None], own_std=own if np.isfinite(own).any() else None, novelty=novelty
+        )
+    dataset = crystals[model.graph]
+    network = replace(model, graph=dataset.graph).network  # for the same graphs, in the dataset's layout
     members = [
-        losses.denormalise(network_outputs(model.network, member, dataset, batch_size), model.targets, model.normaliser)
+        losses.denormalise(network_outputs(network, member, dataset, batch_size), targets, model.normaliser)
         for member in model.members
     ]
-    return Predictions(list(dataset.ids), model.targets, np.stack(members), tuple(dataset.skipped))
+    novelty = model.novelty and model.novelty.score(prefix_features(network, model.members[0], dataset))
+    return Predictions(ids, targets, np.stack(members), novelty=novelty)
+
+
+def with_error_bars(model: AnyModel, crystals: GraphSets, split: Split) -> AnyModel:
+    """A freshly trained model that knows its training crystals and the errors on its validation crystals.
+
+    Args:
+        model: The model; the parts of a committee have been through this before.
+        crystals: That it was trained on, with the targets' columns.
+        split: Rows of these.
+    """
+    if isinstance(model, Model) and len(split.train) > 1:
+        dataset = crystals[model.graph].select(split.train[some_rows(len(split.train), 0)])
+        network = replace(model, graph=dataset.graph).network
+        model = replace(model, novelty=fit_novelty(prefix_features(network, model.members[0], dataset)))
+    if not len(split.val):
+        return model
+    held = GraphSets(tuple(dataset.select(split.val) for dataset in crystals.datasets))
+    said = _said(model, held, None)
+    labels = np.asarray(held.datasets[0].targets, float)
+    return replace(model, calibration=fit_error_bars(model.targets, labels, said.values, said.learnt_std))
 
 
 def metrics(
@@ -135,6 +132,33 @@ def metrics(
             out[target.name] = classification_metrics(label.astype(int), mean)
         else:
             out[target.name] = regression_metrics(label, mean[:, 0])
+    return out
+
+
+def interval_metrics(predictions: Predictions, labels: np.ndarray, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    """What the 90 % intervals are worth on crystals that neither trained nor validated.
+
+    Args:
+        predictions: Of all crystals.
+        labels: float [n, n_target] in the targets' units, NaN where unknown.
+        rows: Row numbers.
+
+    Returns:
+        {target name: {"coverage_90": share of true values within, "interval_width": mean width in the target's unit}},
+        without targets that have no interval.
+    """
+    out: dict[str, dict[str, float]] = {}
+    if predictions.low is None or predictions.high is None:
+        return out
+    for column, target in enumerate(predictions.targets):
+        label, low, high = (values[rows, column] for values in (labels, predictions.low, predictions.high))
+        known = np.isfinite(label) & ~np.isnan(low)
+        if known.any():
+            within = (low <= label) & (label <= high)
+            out[target.name] = {
+                "coverage_90": float(within[known].mean()),
+                "interval_width": float((high - low)[known].mean()),
+            }
     return out
 
 
@@ -183,10 +207,3 @@ def classification_metrics(target: np.ndarray, probability: np.ndarray) -> dict[
         ranks = rankdata(probability[:, 1])  # Mann-Whitney
         out["roc_auc"] = float((ranks[target == 1].sum() - positive * (positive + 1) / 2) / (positive * negative))
     return out | {"n": len(target)}
-
-
-def _cell(value: Any) -> Any:
-    """Numbers as short as float32 allows; an empty cell for an unknown value."""
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.9g}"
-    return value

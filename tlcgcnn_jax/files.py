@@ -44,6 +44,34 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: The file holds something else, or is damaged; it is named.
+    """
+    return read_object(Path(path).read_text(), str(path))
+
+
+def read_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object that a text holds.
+
+    Args:
+        text: JSON.
+        where: Named in the error message.
+
+    Raises:
+        InputError: Something else, or damaged.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object was expected, found {type(value).__name__}")
+    return value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +15,14 @@ import numpy as np
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import ADAPTER, add_adapters, fold_adapters
 from tlcgcnn_jax.batching import pad_budget, stack_batches
-from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.layers import TORCH_MOMENTUM
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.many import Run, train_many
+from tlcgcnn_jax.many import Run, digest, train_many
 from tlcgcnn_jax.merging import Account, merge
 from tlcgcnn_jax.model import Network, Variables, build_network, init_head, init_variables
 from tlcgcnn_jax.optim import Rates, frozen_modules, parameter_paths
@@ -29,6 +30,7 @@ from tlcgcnn_jax.outputs import network_outputs, prefix_features
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.train import Program, Trained, example_graph
 
+OUTPUTS_ALIKE = 1e-4  # smallest singular value, of the largest, that a fit to several outputs of a source uses
 STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
 
 
@@ -71,8 +73,17 @@ def network_of(strategy: Strategy, sources: Sequence[Model], model_config: Model
     if not sources:
         return model_config
     first = sources[0].model
+    if mixed := [model.model.sources for model in sources if model.model.sources > 1]:
+        raise InputError(f"a source is itself a mixture of {mixed[0]} sources: give these, each on its own")
     if strategy.sources == 1:
+        if len(sources) > 1:
+            raise InputError(
+                f"{strategy.name} takes one source, {len(sources)} were given: choose one, or a strategy that joins "
+                "several (multi_source)"
+            )
         return first
+    if len(sources) == 1:
+        raise InputError(f"{strategy.name} joins several sources, one was given: use full or frozen, or give more")
     body = ("width", "convolutions", "gaussian_step", "gaussian_max")
     for model in sources[1:]:
         other = [name for name in body if getattr(model.model, name) != getattr(first, name)]
@@ -108,6 +119,13 @@ def start(
         InputError: Sources that do not fit, patterns that do not cover the parameters, or a training set without
             labels.
     """
+    names = tuple(target.name for target in targets)
+    if names != tuple(dataset.target_names):
+        raise InputError(f"the dataset holds the targets {dataset.target_names}, asked for {names}")
+    if not sources and strategy.reinitialise != ("*",):
+        raise InputError(f"{strategy.name} starts from a source, none was given: give one, or choose scratch")
+    for model in sources:
+        check_graph(dataset.graph, model)
     normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
     config = network_of(strategy, sources, model_config)
     network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
@@ -176,15 +194,19 @@ def fine_tune(
         network_of(strategy, sources, model_config), sum(t.outputs for t in targets), dataset.graph.places
     )
     results = [Trained(one.variables, one.normaliser, [], 0, one.variables) for one in starts]
-    # Jobs that start from one member of a source share the activations of its frozen layers.
-    kinds = [job.seed if strategy.batch_norm == "target" else job.member for job in jobs]
-    groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in sorted(set(kinds))]
-    for group, some in enumerate(groups if strategy.trains else []):
-        done = 0
-        for number, (epochs, rates) in enumerate(strategy.phases(config.epochs)):
+    phases = strategy.phases(config.epochs) if strategy.trains else []
+    params, update = starts[0].variables["params"], strategy.batch_norm == "update"
+    stills = [() if update else frozen_modules(params, rates) for _, rates in phases]
+    # What an earlier phase has trained is each job's own.
+    settled = itertools.accumulate(stills, lambda before, now: tuple(name for name in now if name in before))
+    depths = [cached_depth(params, names, network.config) if cache else None for names in settled]
+    # Jobs that start from the same frozen layers share their activations.
+    first_still = cached_modules(network.config, depths[0]) if depths else ()
+    kinds = [digest(_apart(one.variables, first_still)[1]) for one in starts]
+    groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
+    for group, some in enumerate(groups):
+        for number, ((epochs, rates), frozen, depth) in enumerate(zip(phases, stills, depths, strict=True)):
             first = results[some[0]].variables
-            frozen = () if strategy.batch_norm == "update" else frozen_modules(first["params"], rates)
-            depth = cached_depth(first["params"], frozen, network.config) if cache else None
             features = None if depth is None else prefix_features(network, first, dataset, depth)
             still = cached_modules(network.config, depth)
             left = _of_use(rates, _apart(first, still)[0]["params"])
@@ -194,7 +216,8 @@ def fine_tune(
                     jobs[i].learning_rate, jobs[i].seed)
                 for i in some
             ]  # fmt: skip
-            tell = functools.partial(_tell, on_epoch, some, done) if on_epoch else None
+            done = {i: len(results[i].history) for i in some}  # fewer epochs where one ran out of patience
+            tell = functools.partial(_tell, on_epoch, done) if on_epoch else None
             with checkpoints(f"group_{group}_phase_{number}") if checkpoints else contextlib.nullcontext() as kept:
                 phase = replace(config, epochs=epochs)
                 trained = train_many(
@@ -203,8 +226,7 @@ def fine_tune(
             for i, one in zip(some, trained, strict=True):
                 rest = _apart(results[i].variables, still)[1]
                 one = replace(one, variables=_together(one.variables, rest), last=_together(one.last, rest))
-                results[i] = _joined(results[i], one, done)
-            done += epochs
+                results[i] = _joined(results[i], one)
     return [replace(one, variables=_folded(one.variables), last=_folded(one.last)) for one in results]
 
 
@@ -293,15 +315,16 @@ def refit_output(
     network = build_network(source.model, source.outputs, dataset.graph.places)
     outputs = network_outputs(network, member, dataset.select(rows)).astype(np.float64)
     labels = losses.normalise(np.asarray(dataset.targets[rows]), targets, normaliser)
-    design = np.concatenate([outputs, np.ones((len(rows), 1))], 1)
-    columns = []
-    for column in labels.T:
+    slopes, offsets = [], []
+    for column in labels.T.astype(np.float64):
         known = np.isfinite(column)
-        columns.append(np.linalg.lstsq(design[known], column[known].astype(np.float64), rcond=None)[0])
-    fitted = np.stack(columns, 1)
-    output = member["params"]["head"]["output"]
-    kernel = np.asarray(output["kernel"], np.float64) @ fitted[:-1]
-    bias = np.asarray(output["bias"], np.float64) @ fitted[:-1] + fitted[-1]
+        means = outputs[known].mean(0), column[known].mean()
+        # Outputs that hardly differ from each other would get large weights of opposite sign, beyond float32.
+        slopes.append(np.linalg.lstsq(outputs[known] - means[0], column[known] - means[1], rcond=OUTPUTS_ALIKE)[0])
+        offsets.append(means[1] - means[0] @ slopes[-1])
+    slope, output = np.stack(slopes, 1), member["params"]["head"]["output"]
+    kernel = np.asarray(output["kernel"], np.float64) @ slope
+    bias = np.asarray(output["bias"], np.float64) @ slope + np.array(offsets)
     new = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
     head = {**member["params"]["head"], "output": new}
     return {**member, "params": {**member["params"], "head": head}}
@@ -328,8 +351,9 @@ def _of_use(rates: Rates, params: Any) -> Rates:
     return tuple(rate for i, rate in enumerate(rates) if i in used)
 
 
-def _joined(before: Trained, phase: Trained, done: int) -> Trained:
+def _joined(before: Trained, phase: Trained) -> Trained:
     """Two phases as one training: the better epoch of both is kept."""
+    done = len(before.history)
     history = [*before.history, *({**row, "epoch": row["epoch"] + done} for row in phase.history)]
 
     def best_score(trained: Trained) -> float:
@@ -342,9 +366,11 @@ def _joined(before: Trained, phase: Trained, done: int) -> Trained:
 
 
 def _tell(
-    on_epoch: Callable[[int, dict[str, float]], None], some: Sequence[int], done: int, i: int, row: dict[str, float]
+    on_epoch: Callable[[int, dict[str, float]], None], done: dict[int, int], place: int, row: dict[str, float]
 ) -> None:
-    on_epoch(some[i], {**row, "epoch": row["epoch"] + done})
+    """Pass on a row of a phase: `done` holds the epochs before it by job, in the order of the phase's runs."""
+    i = list(done)[place]
+    on_epoch(i, {**row, "epoch": row["epoch"] + done[i]})
 
 
 def _folded(variables: Variables) -> Variables:

@@ -87,9 +87,19 @@ def denormalise(outputs: np.ndarray, targets: Sequence[Target], normaliser: Norm
             out[..., part] = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
             continue
         value = out[..., part] * float(normaliser.std[column]) + float(normaliser.mean[column])
-        inverse = {"identity": lambda x: x, "log10": lambda x: 10.0**x, "log": np.exp}[target.transform]
-        out[..., part] = inverse(value)
+        out[..., part] = untransform(value, target)
     return out
+
+
+def untransform(values: np.ndarray, target: Target) -> np.ndarray:
+    """Values of one target from the space that is learnt to its unit.
+
+    Example:
+        >>> untransform(np.array([2.0]), Target("k", transform="log10"))
+        array([100.])
+    """
+    inverse = {"identity": lambda x: x, "log10": lambda x: 10.0**x, "log": np.exp}[target.transform]
+    return inverse(np.asarray(values, np.float64))
 
 
 def output_slices(targets: Sequence[Target]) -> list[slice]:

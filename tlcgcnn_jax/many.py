@@ -1,6 +1,7 @@
 """Many small trainings in one compiled program: data on the device, a scan over epochs and batches, a map over runs."""
 
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model import Variables, pooled_graph
 from tlcgcnn_jax.optim import learning_rate
-from tlcgcnn_jax.train import Hyper, Program, Trained, TrainState, init_state, train_step
+from tlcgcnn_jax.train import Hyper, Program, Trained, TrainState, check_same, init_state, train_step
 
 CHUNK = 10  # epochs in one call of the compiled program: as often are progress, checkpoints and Ctrl-C served
 
@@ -244,21 +245,23 @@ def train_many(
         One result a run, in their order. A run whose loss is not a number keeps its best epoch before that.
 
     Raises:
-        InputError: A run without a training label, or whose loss was never a number.
+        InputError: A run without a training label, one whose loss is not a number and that has no earlier epoch with a
+            validation score, or checkpoints of other runs.
     """
     targets, program = program.targets, program.static()
-    sizes = min(config.batch_size, max(len(run.train) for run in runs))
-    budget = pad_budget(dataset.n_atom, dataset.n_row, sizes, dataset.graph.places)
+    labelled = max(np.isfinite(dataset.targets[run.train]).any(1).sum() for run in runs)
+    budget = pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, labelled), dataset.graph.places)
     crystals = on_device(dataset, features)
     inputs = [_inputs(dataset, run, targets, config, budget) for run in runs]
     lengths = [max(one[name].shape[-2] for one in inputs) for name in ("plans", "val_plan")]
-    inputs = [
-        _as_inputs(one, lengths, run, config) for one, run in zip(inputs, runs, strict=True)
-    ]  # fmt: skip
+    inputs = [_as_inputs(one, lengths, run, config) for one, run in zip(inputs, runs, strict=True)]
     progress = [_start(program, run) for run in runs]
     histories: list[list[dict[str, float]]] = [[] for _ in runs]
     done, chunk = 0, min(CHUNK, config.epochs)
+    start = digest([inputs, [run.normaliser for run in runs], progress]) if checkpoints else ""
+    settings = {"program and training": repr((program, config)), "crystals and starting weights": start}
     if checkpoints and (meta := checkpoints.meta()):
+        check_same(meta.get("settings", {}), settings, checkpoints.folder)
         progress = _unstack(checkpoints.restore(_stack(progress)), len(runs))
         histories, done = meta["history"], meta["epoch"]
     together = together or (1 if jax.default_backend() == "cpu" else len(runs))
@@ -292,13 +295,14 @@ def train_many(
         watched = checkpoints is not None or on_epoch is not None
         for some in [starts[i : i + 1] for i in range(len(starts))] if watched else [starts]:
             list(pool.map(lambda group, some=some: advance(group, [s for s in some if s != done]), groups))
+            if checkpoints:
+                end = some[-1] + chunk
+                meta = {"epoch": end, "history": histories, "settings": settings}
+                checkpoints.save(end, _stack(progress), meta)
             if on_epoch:
                 for i, rows in enumerate(histories):
                     for row in rows[some[0] :]:
                         on_epoch(i, row)
-            if checkpoints:
-                end = some[-1] + chunk
-                checkpoints.save(end, _stack(progress), {"epoch": end, "history": histories})
     return [_trained(run, *ended) for run, *ended in zip(runs, progress, histories, strict=True)]
 
 
@@ -353,14 +357,20 @@ def _start(program: Program, run: Run) -> Progress:
 
 
 def _trained(run: Run, progress: Progress, history: list[dict[str, float]]) -> Trained:
-    ended, state = jax.device_get(progress), progress.state
-    if not any(math.isfinite(row["train_loss"]) for row in history):
+    ended = jax.device_get(progress)
+    # Without validation labels the last weights are the best there are, whatever they have come to.
+    if not ended.best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ended.best)):
         raise InputError(
-            f"the training loss of seed {run.seed} was never a number: lower the learning rate "
+            f"the training loss of seed {run.seed} is not a number: lower the learning rate "
             f"(now {run.learning_rate:g}) or look for extreme labels"
         )
-    last = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    last = {"params": ended.state.params, "batch_stats": ended.state.batch_stats}
     return Trained(ended.best, run.normaliser, history, int(ended.best_epoch), last)
+
+
+def digest(tree: Any) -> str:
+    """A hash of the numbers in a tree."""
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest()
 
 
 def _window(plans: Any, start: int, chunk: int) -> np.ndarray:

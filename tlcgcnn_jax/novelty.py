@@ -94,9 +94,10 @@ def fit_novelty(train_embeddings: np.ndarray) -> Novelty:
         raise InputError(f"{len(features)} training crystal: distances among at least 2 were expected")
     mean, std = features.mean(0).astype(np.float32), features.std(0)
     # Below that, a feature varies by rounding only.
-    scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-5 * np.abs(mean)).astype(np.float32)
+    least = np.maximum(1e-5 * np.abs(mean), 1e-30)
+    scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > least).astype(np.float32)
     standard = ((features - mean) * scale).astype(np.float32)
-    reach = float(np.percentile(_nearest(standard, standard, themselves=True), TYPICAL))
+    reach = float(np.float32(np.percentile(_nearest(standard, standard, themselves=True), TYPICAL)))  # as it is saved
     return Novelty(mean, scale, standard, reach)
 
 

@@ -76,11 +76,13 @@ def split_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{part}-size", type=int, help="number of crystals, instead of a share")
 
 
-def run_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
-    """Everything that `train` and `transfer` share; `default`: of the training settings."""
+def run_options(parser: argparse.ArgumentParser, default: TrainConfig, seeds: int) -> None:
+    """Everything that `train` and `transfer` share; the defaults of the training settings and of --seeds differ."""
     data_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for model, errors and pictures")
-    parser.add_argument("--seeds", type=int, default=1, help="networks; more than one make an ensemble (default: 1)")
+    parser.add_argument(
+        "--seeds", type=int, default=seeds, help="networks; more than one make an ensemble (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in RUN")
     reading_options(parser)
     target_options(parser)
@@ -119,7 +121,7 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
     if dataset is not None:
         if options.labels or options.id_column:
             parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
-        return GraphSets((dataset,))
+        return GraphSets((dataset,), tuple(dataset.skipped))
     if not options.target:
         parser.error(f"{options.data} is not a packed dataset: name at least one --target COLUMN")
     return pack_graphs(
@@ -128,13 +130,15 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
     )  # fmt: skip
 
 
-def run_data(options: argparse.Namespace, parser: argparse.ArgumentParser, graph: GraphConfig) -> tuple[Any, Any, Any]:
-    """Dataset (packed on the way if need be), targets and split."""
+def run_data(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, graphs: Iterable[GraphConfig]
+) -> tuple[Any, Any, Any]:
+    """Crystals (packed on the way if need be), targets and split."""
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: at least 1")
-    (dataset,) = crystals(options, parser, (graph,)).datasets
-    dataset = dataset.with_targets(tuple(options.target) or dataset.target_names)
-    return dataset, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
+    packed = crystals(options, parser, graphs)
+    dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
+    return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
 
 
 def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> list[Target]:

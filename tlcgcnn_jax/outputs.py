@@ -107,7 +107,8 @@ def prefix_features(
     """
     depth = network.config.convolutions if convolutions is None else convolutions
     # Without its head, which takes no part, all networks of one body share a compilation.
-    body = CGCNN(replace(network.config, sources=1, head_width=1, head_layers=1, dropout=0.0), 1, dataset.graph.places)
+    config = replace(network.config, sources=1, top_k=0, head_width=1, head_layers=1, dropout=0.0)
+    body = CGCNN(config, 1, dataset.graph.places)
     if isinstance(network, SourceMixture):
         names = [f"source_{index}" for index in range(network.config.sources)]
         each = [{kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names]

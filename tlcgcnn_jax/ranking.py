@@ -14,7 +14,7 @@ from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.embeddings import FEATURES, activations, graphs_for
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
-from tlcgcnn_jax.splits import k_fold
+from tlcgcnn_jax.splits import k_fold, overlap
 
 FOLDS, REPEATS = 5, 3
 PENALTIES = np.logspace(-4, 3, 15)  # of ridge, for each training crystal and standardised column
@@ -35,6 +35,8 @@ class SourceScore:
         seconds: Wall time.
         left_out: What the source's notes say was left out of its training crystals; "" where they say nothing, and
             part of a good score may then be memory of the same crystals.
+        overlap: Share of the labelled training crystals whose formula the source was trained on; NaN where its formulas
+            are not known.
     """
 
     name: str
@@ -45,6 +47,7 @@ class SourceScore:
     correlation: float
     seconds: float
     left_out: str = ""
+    overlap: float = float("nan")
 
 
 def rank_sources(
@@ -93,7 +96,7 @@ def rank_sources(
         raise InputError(f"all {len(rows)} labels are {labels[0]:g}: there is nothing that a source could explain")
     chosen = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
     found = {name: graphs_for(name, model, chosen) for name, model in sources.items()}  # refused before any work
-    trivial, scores = _median_cv_mae(labels, seed), []
+    trivial, formulas, scores = _median_cv_mae(labels, seed), chosen.datasets[0].formulas, []
     for name, model in tqdm(sources.items(), disable=not progress, unit="source", desc="ranking"):
         began = time.perf_counter()
         said = activations(model, found[name])
@@ -109,6 +112,7 @@ def rank_sources(
                 correlation=_strongest(_ordered_outputs(model, said["output"]), labels),
                 seconds=time.perf_counter() - began,
                 left_out=str(model.notes.get("left out", "")),
+                overlap=overlap(model.formulas, formulas).share if model.formulas else float("nan"),
             )
         )
     return sorted(scores, key=lambda score: score.ridge_mae)
@@ -201,12 +205,13 @@ def ridge_cv_mae(features: np.ndarray, y: np.ndarray, folds: int = FOLDS, seed: 
 
 
 def score_table(scores: Sequence[SourceScore]) -> str:
-    """Scores as aligned text, one line a source."""
+    """Scores as aligned text, one line a source; "seen" is the share of the crystals' formulas that it knows."""
     wide = max([len("source"), *(len(score.name) for score in scores)])
-    lines = [f"{'':>3} {'source':<{wide}} {'CV error':>9} {'skill':>6} {'LogME':>7} {'correlation':>11}  trained on"]
+    header = f"{'':>3} {'source':<{wide}} {'CV error':>9} {'skill':>6} {'LogME':>7} {'correlation':>11} {'seen':>5}"
+    lines = [f"{header}  trained on"]
     lines += [
         f"{place:>3} {score.name:<{wide}} {score.ridge_mae:>9.4g} {score.ridge_skill:>6.2f} {score.log_me:>7.3f} "
-        f"{score.correlation:>11.2f}  {score.property}"
+        f"{score.correlation:>11.2f} {'?' if np.isnan(score.overlap) else f'{score.overlap:.0%}':>5}  {score.property}"
         for place, score in enumerate(scores, 1)
     ]
     return "\n".join(lines)

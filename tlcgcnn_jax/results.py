@@ -211,11 +211,14 @@ class StudyResults:
         return self._crystals[target]
 
 
+EXTENDED = {"strategies", "own", "baselines", "seeds", "title"}  # what a study may be gone on with
+
+
 def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the study with these settings already, finished or not.
+    """Whether a folder holds this study already, finished or not; it may have had fewer or other strategies and seeds.
 
     Raises:
-        InputError: It holds something else, or a study with other settings.
+        InputError: It holds something else, or a study whose runs would not compare with the new ones.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -226,10 +229,11 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
         return False
     before = StudyResults(folder).study.get("settings", {})
     now = json.loads(to_json(dict(settings)))
-    changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
+    changed = sorted(name for name in {*now, *before} - EXTENDED if now.get(name) != before.get(name))
     if changed:
         raise InputError(
-            f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out)"
+            f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out). "
+            f"Only {', '.join(sorted(EXTENDED))} may change"
         )
     return True
 
@@ -239,7 +243,7 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
 
     Args:
         folder: Of the study.
-        study: For study.json, see `StudyResults`; "settings" must be equal in a folder that is gone on with.
+        study: For study.json, see `StudyResults`; for a folder that is gone on with, see `check_study`.
         crystals: The labelled crystals of each target.
 
     Raises:
@@ -247,6 +251,7 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
     """
     folder = Path(folder)
     if check_study(folder, study["settings"]):
+        write_whole(folder / STUDY, to_json(dict(study), indent=1).encode())
         return StudyResults(folder)
     try:
         (folder / CRYSTALS).mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.optim import ALL, Rates
 
 BATCH_NORMS = ("source", "target", "update")
-FREEZE, FEATURES, ENSEMBLE = "freeze:", "features:", "ensemble:"
+FREEZE, FEATURES, HYBRID, ENSEMBLE = "freeze:", "features:", "hybrid:", "ensemble:"
 LAYER_DECAY = 2.6  # from one layer to the next below it (Howard & Ruder, ACL 2018, section 3.2)
 
 
@@ -101,9 +101,9 @@ class FeatureStrategy:
     """A regressor on what the sources make of the crystals, which stay as they are.
 
     Attributes:
-        name: "features:" and the regressor.
+        name: "features:" and the regressor, or "hybrid:" and the regressor, with descriptors of the crystals beside.
         regressor: One of `regressors.REGRESSORS`.
-        layers: Some of `embeddings.LAYERS`, of each source.
+        layers: Some of `embeddings.LAYERS`, of each source, and "descriptors".
     """
 
     name: str
@@ -242,7 +242,7 @@ def find_strategy(
     """
     if isinstance(strategy, str):
         if strategy not in strategy_names(convolutions):
-            known = (*STRATEGIES, *DEEP, f"{FEATURES}REGRESSOR", f"{ENSEMBLE}NAME+NAME")
+            known = (*STRATEGIES, *DEEP, f"{FEATURES}REGRESSOR", f"{HYBRID}REGRESSOR", f"{ENSEMBLE}NAME+NAME")
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
         strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
     before = tuple(replace(phase, rates=check_rates((*multipliers, *phase.rates))) for phase in strategy.before)
@@ -250,7 +250,7 @@ def find_strategy(
 
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
-    """A strategy of any kind by name: of fine-tuning, "features:REGRESSOR", or "ensemble:NAME+NAME".
+    """A strategy of any kind by name: of fine-tuning, "features:REGRESSOR", "hybrid:REGRESSOR" or "ensemble:NAME+NAME".
 
     Raises:
         InputError: Unknown name.
@@ -261,6 +261,8 @@ def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strateg
     """
     if name.startswith(FEATURES):
         return FeatureStrategy(name, name.removeprefix(FEATURES))
+    if name.startswith(HYBRID):
+        return FeatureStrategy(name, name.removeprefix(HYBRID), ("pooled", "hidden", "descriptors"))
     if name.startswith(ENSEMBLE):
         parts = tuple(name.removeprefix(ENSEMBLE).split("+"))
         if len(parts) < 2 or any(part.startswith(ENSEMBLE) for part in parts):

@@ -23,11 +23,11 @@ from tlcgcnn_jax.strategies import EnsembleStrategy
 from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, below, read_study, source_name, target_name
 from tlcgcnn_jax.study_grid import Cell, grid
 from tlcgcnn_jax.study_plots import study_pictures
-from tlcgcnn_jax.study_work import Desk, Task, dataset_folder, labelled, work
+from tlcgcnn_jax.study_work import Desk, Task, called, dataset_folder, labelled, work
 from tlcgcnn_jax.zoo import find_sources, load_model
 
 
-def study(
+def run_study(
     config: StudyConfig | str | Path,
     out: str | Path,
     *,
@@ -65,7 +65,7 @@ def study(
     for target in plan.targets:  # what cannot be split is refused before hours of work
         for seed in range(plan.seeds):
             desk.split(target_name(target), (target.sizes or plan.sizes)[0], seed)
-    cells, ensembles = grid(plan, alone)
+    cells, ensembles = grid(plan, alone, desk.pool)
     done = {row.run for row in results.rows}
     tasks = [
         Task(str(folder), cell, missing)
@@ -126,7 +126,7 @@ def _prepared(
         "settings": to_dict(plan),
         "versions": versions(),
         "machine": processor(),
-        "overlap": _overlaps({f"{n}-{s}" if s else n: model for (n, s), model in models.items()} | pool, crystals),
+        "overlap": _overlaps({called(models)[key]: model for key, model in models.items()} | pool, crystals),
     }
     alone = {source_name(source) for source in plan.sources if source.alone}
     return start_study(folder, about, crystals), [key for key in models if key[0] in alone]
@@ -179,7 +179,7 @@ def _train_source(
             print(f"training source {name} on {size:,} crystals", file=sys.stderr)
         part = replace(split, train=rows[chosen], val=rows[split.val], test=rows[split.test])
         batches = max(1, size // 128)
-        epochs = max(source.epochs, -(-2000 // batches))  # small sources take more passes
+        epochs = max(source.epochs, -(-source.least_updates // batches))
         result = fit(
             dataset, target, split=part, config=TrainConfig(epochs=epochs), out=where, progress=progress,
             resume=where.is_dir() and any(where.iterdir()),

@@ -8,7 +8,7 @@ from tlcgcnn_jax.config import ModelConfig, from_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.strategies import ENSEMBLE, EnsembleStrategy, FeatureStrategy, Strategy, find_way
 
-RESERVED = ("auto", "all")
+RESERVED = ("auto", "all", "pool")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class StudySource:
         name: For tables and pictures; default: the model's, or the column.
         transform: "identity", "log10" or "log", of a source that the study trains.
         epochs: Passes over the training crystals, of a source that the study trains.
+        least_updates: Small sources take more passes until there are so many updates.
         alone: Fine-tuned by itself too; False: only for the "auto" and "all" of the study.
     """
 
@@ -60,6 +61,7 @@ class StudySource:
     name: str = ""
     transform: str = "identity"
     epochs: int = 50
+    least_updates: int = 2000
     alone: bool = True
 
 
@@ -73,7 +75,8 @@ class StudyConfig:
         pool: Folder of further source models, for "auto" and "all" only.
         strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is always there. Each is
             run from every source alone, one that takes several sources from all of them. NAME@SOURCE names the source
-            instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals) or "all".
+            instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals), "all" together,
+            or "pool": each one of the pool alone.
         own: Further strategies, as tables with the fields of `Strategy`.
         baselines: Regressors on descriptors of the crystals, see `baselines.BASELINES`.
         sizes: Training crystals; each set is a part of every larger one.
@@ -174,7 +177,10 @@ def read_study(path: str | Path) -> StudyConfig:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from error
-    return from_dict(StudyConfig, values, str(path))
+    try:
+        return from_dict(StudyConfig, values, str(path))
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 
 
 def below(study: StudyConfig, folder: Path) -> StudyConfig:

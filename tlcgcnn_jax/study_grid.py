@@ -1,5 +1,6 @@
 """The grid of a study: which runs there are, and which crystals each trains, validates and tests on."""
 
+import fnmatch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,9 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import file_name
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
-from tlcgcnn_jax.study_config import StudyConfig, target_name
+from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
 
-SCRATCH, AUTO, ALL = "scratch", "auto", "all"
+SCRATCH, AUTO, ALL, POOL = "scratch", "auto", "all", "pool"
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ class Cell:
         return "__".join(file_name(str(part)) for part in (self.target, source, self.strategy, self.size, seed))
 
 
-def grid(study: StudyConfig, sources: Sequence[tuple[str, int]]) -> tuple[list[Cell], list[Cell]]:
+def grid(
+    study: StudyConfig, sources: Sequence[tuple[str, int]], pool: Sequence[str] = ()
+) -> tuple[list[Cell], list[Cell]]:
     """All cells of a study: those to be computed, and the ensembles that are made of their predictions.
 
     Args:
         study: The configuration.
         sources: Name and training size of each source that is used alone.
+        pool: Names of the further sources, which NAME@pool uses alone as well.
 
     Returns:
         Cells in the order in which they are worth having: small training sets first, scratch before transfer.
@@ -77,9 +81,22 @@ def grid(study: StudyConfig, sources: Sequence[tuple[str, int]]) -> tuple[list[C
                 chosen = [source for source in sources if source[0] == wanted] if wanted else [*sources]
                 if wanted in (AUTO, ALL) or (several and not wanted):
                     chosen = [(wanted or ALL, 0)]
+                if wanted == POOL:
+                    chosen = [(one, 0) for one in pool if not left_out(target, one)]
                 computed += [Cell(name, *source, bare, "transfer", size) for source in chosen]
-    order = {"scratch": 0, "baseline": 1, "transfer": 2}
-    return sorted(dict.fromkeys(computed), key=lambda c: (c.size, order[c.kind])), list(dict.fromkeys(combined))
+    step = {
+        (target_name(target), size): place
+        for target in study.targets
+        for place, size in enumerate(sorted(target.sizes or study.sizes))
+    }
+    kind = {"scratch": 0, "baseline": 1, "transfer": 2}
+    computed = sorted(dict.fromkeys(computed), key=lambda c: (step[c.target, c.size], kind[c.kind]))
+    return computed, list(dict.fromkeys(combined))
+
+
+def left_out(target: StudyTarget, source: str) -> bool:
+    """Whether a source knows a target's very property, as the study's configuration says."""
+    return any(fnmatch.fnmatchcase(source, pattern) for pattern in target.leave_out)
 
 
 def _origins(

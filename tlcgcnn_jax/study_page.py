@@ -13,7 +13,7 @@ from tlcgcnn_jax.analysis import Analysis, Best, Outcome, Way
 from tlcgcnn_jax.page import Html, flat, page, paragraph, table
 from tlcgcnn_jax.results import RunPredictions, StudyResults
 from tlcgcnn_jax.study_data import study_data
-from tlcgcnn_jax.study_series import Series, best_series, names_of, source_name, study_series
+from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, source_name, study_series
 
 FILES = ("study.css", "chart.js", "curves.js", "crystals.js", "study.js")
 SECTIONS = {
@@ -150,14 +150,15 @@ def _chart(name: str, text: str) -> Html:
 
 def _gains(series: Mapping[str, Sequence[Series]]) -> Html:
     """For each size a table of strategies, and one of sources where there are several, against targets."""
-    strategies, sources = (names_of(series, field) for field in ("strategy", "source"))
     sizes = sorted({o.size for of_target in series.values() for one in of_target for o in one.outcomes})
     blocks = []
     for size in sizes:
-        tables = [_heat(series, size, "strategy", strategies)]
+        strategies, sources = (names_of(series, field, size) for field in ("strategy", "source"))
+        tables = [_heat(series, size, "strategy", strategies)] if strategies else []
         tables += [_heat(series, size, "source", sources)] if len(sources) > 1 else []
-        blocks.append(f'<div data-size="{size}">{"".join(tables)}</div>')
-    return Html(paragraph(GAINS, "soft").text + "\n".join(blocks)) if strategies else Html("")
+        shown = ' data-shown=""' if size == shared_size(series) else ""
+        blocks += [f'<div data-size="{size}"{shown}>{"".join(tables)}</div>'] if tables else []
+    return Html(paragraph(GAINS, "soft").text + "\n".join(blocks)) if blocks else Html("")
 
 
 def _heat(series: Mapping[str, Sequence[Series]], size: int, field: str, names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from tlcgcnn_jax.analysis import Analysis
 from tlcgcnn_jax.figure import BLUE, INK, VERMILLION, labelled, log_axis, picture, plain, short
 from tlcgcnn_jax.results import StudyResults, file_name
 from tlcgcnn_jax.statistics import Comparison
-from tlcgcnn_jax.study_series import Series, best_series, names_of, source_name, study_series
+from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, source_name, study_series
 
 # As on the page of a study: scratch, then Okabe & Ito's colours, the light ones darker for thin lines on white.
 LINES = (INK, BLUE, VERMILLION, "#009E73", "#B0568C", "#C28A00", "#2F94CD", "#6B6B6B")
@@ -45,7 +45,7 @@ def study_pictures(results: StudyResults, analysis: Analysis, folder: str | Path
             paths.append(learning_curves(of_target, path, name=target, unit=results.targets[target]))
     compared = [o for of_target in series.values() for one in of_target for o in one.outcomes if o.against_scratch]
     if compared:
-        paths.append(gain_map(series, max(o.size for o in compared), folder / "gains.png"))
+        paths.append(gain_map(series, shared_size(series), folder / "gains.png"))
     return paths
 
 
@@ -106,7 +106,7 @@ def gain_map(series: Mapping[str, Sequence[Series]], size: int, path: str | Path
     Raises:
         InputError: The file cannot be written.
     """
-    strategies = names_of(series, "strategy")
+    strategies = names_of(series, "strategy", size)
     cells = [[_gain(of_target, size, name) for of_target in series.values()] for name in strategies]
     gains = np.array([[cell.gain_percent if cell else np.nan for cell in row] for row in cells])
     from matplotlib.colors import LinearSegmentedColormap

@@ -69,16 +69,24 @@ def best_series(series: Iterable[Series], size: int, wanted: Callable[[Way], boo
     return min(whole, key=lambda pair: pair[0])[1] if whole else None
 
 
-def names_of(series: Mapping[str, Sequence[Series]], field: str) -> list[str]:
-    """Strategies or sources of a study's ways other than scratch, those of transfers first.
+def names_of(series: Mapping[str, Sequence[Series]], field: str, size: int) -> list[str]:
+    """Strategies or sources other than scratch with a run of this size, those of transfers first.
 
     Args:
         series: Of each target.
         field: "strategy" or "source".
+        size: Crystals trained on.
     """
-    ways = [one.way for of_target in series.values() for one in of_target if one.way.kind != "scratch"]
+    found = (one for of_target in series.values() for one in of_target if one.way.kind != "scratch")
+    ways = [one.way for one in found if one.at(size)]
     names = [getattr(way, field) for way in sorted(ways, key=lambda way: way.kind, reverse=True)]
     return [name for name in dict.fromkeys(names) if name]
+
+
+def shared_size(series: Mapping[str, Sequence[Series]]) -> int:
+    """The training size that most targets share, of equally shared ones the largest; 0 without any run."""
+    sizes = [{o.size for one in of_target for o in one.outcomes} for of_target in series.values()]
+    return max(sorted(set().union(*sizes)), key=lambda size: (sum(size in some for some in sizes), size), default=0)
 
 
 def family(way: Way) -> str:

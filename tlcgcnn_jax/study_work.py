@@ -1,10 +1,9 @@
 """One cell of a study at work: a strategy on a target with so many crystals, for several seeds."""
 
-import fnmatch
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from tlcgcnn_jax.results import DATASETS, SOURCES, STUDY, Row, RunPredictions, S
 from tlcgcnn_jax.splits import Split, overlap
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
-from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, study_split
+from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, left_out, study_split
 from tlcgcnn_jax.train import Trained
 
 MOST_MIXED = 5  # sources that a mixture takes when it is trained as a whole
@@ -97,15 +96,18 @@ class Desk:
 
     def everyone(self, target: str) -> dict[str, Model]:
         """All sources for a target, those of the pool included, by a name of their own."""
-        left_out = self.target(target).leave_out
-        return {
-            name: model for name, model in self._all.items()
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in left_out)
-        }  # fmt: skip
+        chosen = self.target(target)
+        return {name: model for name, model in self._all.items() if not left_out(chosen, name)}
+
+    @property
+    def pool(self) -> list[str]:
+        """Names of the sources that the study has for choosing and mixing."""
+        return list(self._pool)
 
     @property
     def _all(self) -> dict[str, Model]:
-        own = {f"{name}-{size}" if size else name: model for (name, size), model in self.alone.items()}
+        names = called(self._places)
+        own = {names[key]: model for key, model in self.alone.items()}
         pool = {
             name: self._keep(("model", where), lambda where=where: load_bundle(where))
             for name, where in self._pool.items()
@@ -193,7 +195,8 @@ class Desk:
     def _sources(self, cell: Cell, seed: int) -> dict[str, Model]:
         """The sources of a run by name: one, the best one, or all, best first."""
         if cell.source not in (AUTO, ALL):
-            return {cell.source: self.alone[cell.source, cell.source_size]}
+            alone = self.alone.get((cell.source, cell.source_size))
+            return {cell.source: alone or self._all[cell.source]}
         everyone = self.everyone(cell.target)
         values, split = self.results.crystals(cell.target).values, self.split(cell.target, cell.size, seed)
         ranked = self._keep(
@@ -308,6 +311,18 @@ class Desk:
         return replace(row, seconds=seconds, overlap=max(overlaps, default=float("nan"))), predictions
 
 
+def called(sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """Names of sources, with their training size where there are several sizes of one.
+
+    Example:
+        >>> list(called([("energy", 500), ("energy", 1000), ("gap", 800)]).values())
+        ['energy-500', 'energy-1000', 'gap']
+    """
+    keys = list(sources)
+    names = [name for name, _ in keys]
+    return {(name, size): f"{name}-{size}" if names.count(name) > 1 else name for name, size in keys}
+
+
 def dataset_folder(folder: Path, name: str, graph: GraphConfig) -> Path:
     """Where the graphs of one kind of a target lie; `places` makes no difference."""
     kind = replace(graph, places=GraphConfig.places)
@@ -328,14 +343,13 @@ def labelled(dataset: CrystalDataset, target: StudyTarget) -> CrystalDataset:
 
 
 def _mixable(sources: Mapping[str, Model], way: Strategy) -> dict[str, Model]:
-    """Of ranked sources those whose graphs and bodies are as the best one's; few where all are trained."""
-    first = next(iter(sources.values()))
-    alike = {
-        name: model for name, model in sources.items()
-        if replace(model.graph, places=first.graph.places) == first.graph
-        and (model.model.width, model.model.convolutions, model.model.gaussians)
-        == (first.model.width, first.model.convolutions, first.model.gaussians)
-    }  # fmt: skip
+    """Of ranked sources the largest group that agrees in graphs and bodies; few of it where all are trained."""
+    groups: dict[Any, dict[str, Model]] = {}
+    for name, model in sources.items():
+        body = (model.model.width, model.model.convolutions, model.model.gaussian_step, model.model.gaussian_max)
+        kind = (replace(model.graph, places=GraphConfig.places), *body)
+        groups.setdefault(kind, {})[name] = model
+    alike = max(groups.values(), key=len)  # of equally large ones the group of the better source
     everything_trained = any(rate and pattern == "*" for pattern, rate in way.rates)
     return dict(list(alike.items())[:MOST_MIXED]) if everything_trained else alike
 

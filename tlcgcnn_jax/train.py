@@ -253,7 +253,7 @@ def train(
         "training crystals": _digest(dataset, labels, rows), "validation crystals": _digest(dataset, labels, split.val),
     }  # fmt: skip
     if checkpoints and (meta := checkpoints.meta()):
-        _check_same(meta.get("settings", {}), settings, checkpoints.folder)
+        check_same(meta.get("settings", {}), settings, checkpoints.folder)
         saved = checkpoints.restore({"state": state, "best": best})
         state, best = saved["state"], saved["best"]
         history, best_score, best_epoch, start = meta["history"], meta["best_score"], meta["best_epoch"], meta["epoch"]
@@ -330,7 +330,7 @@ def _digest(dataset: CrystalDataset, labels: np.ndarray, rows: np.ndarray) -> st
     return hashlib.sha256(text.encode() + np.ascontiguousarray(labels[rows]).tobytes()).hexdigest()
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raise `InputError` unless a run goes on with the settings that it was started with."""
     now = json.loads(json.dumps(now))
     changed = [name for name in now if before.get(name) != now[name]]

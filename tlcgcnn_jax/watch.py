@@ -69,6 +69,30 @@ def epoch_log(folder: Path | None, member: int) -> OnEpoch | None:
     return on_epoch
 
 
+class NetworksBar:
+    """A progress bar over the epochs of several networks that are trained together; gives `on_epoch` with the network's
+    number first."""
+
+    def __init__(self, show: bool, networks: int, epochs: int) -> None:
+        self.show, self.epochs, self.done = show, epochs, [0] * networks
+
+    def __enter__(self) -> Callable[[int, dict[str, float]], None]:
+        from tqdm import tqdm
+
+        total, title = self.epochs * len(self.done), f"{len(self.done)} networks" if len(self.done) > 1 else "training"
+        self.tqdm = tqdm(total=total, desc=title, unit="epoch", file=sys.stderr, disable=not self.show)
+
+        def on_epoch(network: int, row: dict[str, float]) -> None:
+            self.done[network] = int(row["epoch"])
+            self.tqdm.update(sum(self.done) - self.tqdm.n)
+            self.tqdm.set_postfix_str(f"loss {row['train_loss']:.4f}, val {row['val_score']:.4f}")
+
+        return on_epoch
+
+    def __exit__(self, *_: object) -> None:
+        self.tqdm.close()
+
+
 class EpochBar:
     """A progress bar over epochs with loss, score and rate, as a context that gives `on_epoch`."""
 

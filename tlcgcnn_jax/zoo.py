@@ -5,9 +5,11 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from tlcgcnn_jax.bundle import CONFIG, WEIGHTS, Model, load_bundle
+from tlcgcnn_jax.bundle import WEIGHTS, Model, load_bundle
 from tlcgcnn_jax.cgcnn_import import import_cgcnn
+from tlcgcnn_jax.committee import AnyModel, load_any
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.model_folder import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +29,14 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in folder().glob(f"*/{CONFIG}")))
 
 
-def load_model(name: str | Path) -> Model:
-    """A model by its folder, or by the name of a shipped one.
+def load_model(name: str | Path) -> AnyModel:
+    """A model of any kind by its folder, or by the name of a shipped one.
 
     Args:
         name: Path of a run or of a model folder, or a name of `shipped`.
+
+    Returns:
+        A `Model`, and for runs with such a strategy a `FeatureModel` or a `Committee`.
 
     Raises:
         InputError: Neither; or the folder is not a whole model.
@@ -44,7 +49,21 @@ def load_model(name: str | Path) -> Model:
         return load_bundle(folder() / str(name))
     if not Path(name).exists():
         raise InputError(f"{name}: neither a folder nor a shipped model; shipped are: {', '.join(shipped()) or 'none'}")
-    return load_bundle(name)
+    return load_any(name)
+
+
+def load_source(name: str | Path) -> Model:
+    """A model that can be transferred from: a network or an ensemble of networks.
+
+    Raises:
+        InputError: As `load_model`; or the model is of another kind.
+    """
+    model = load_model(name)
+    if not isinstance(model, Model):
+        raise InputError(
+            f"{name}: a {type(model).__name__} cannot be a source; give a network, for example its own source"
+        )
+    return model
 
 
 def find_sources(own: str | Path | None = None) -> dict[str, Model]:

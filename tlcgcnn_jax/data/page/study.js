@@ -28,6 +28,7 @@ function heatMaps() {
   const maps = [...document.querySelectorAll("[data-size]")],
     sizes = [...new Set(maps.map((map) => map.dataset.size))];
   if (sizes.length < 2) return;
+  const first = (maps.find((map) => "shown" in map.dataset) ?? last(maps)).dataset.size;
   const show = (size) =>
     maps.forEach((map) => {
       map.hidden = map.dataset.size !== size;
@@ -40,12 +41,12 @@ function heatMaps() {
       switcher(
         "Training crystals",
         sizes.map((s) => [s, Number(s).toLocaleString("en")]),
-        last(sizes),
+        first,
         show,
       ),
     ),
   );
-  show(last(sizes));
+  show(first);
 }
 
 /** Tables whose headings sort them. */

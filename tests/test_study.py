@@ -1,0 +1,229 @@
+"""Whole studies, so small that they take seconds: every run once, whatever happens, and the same numbers again."""
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from tlcgcnn_jax import study as study_file
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.results import StudyResults
+from tlcgcnn_jax.study import run_study
+from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget
+
+ENSEMBLE = "ensemble:full@gap+ridge"
+STUDY = StudyConfig(
+    (StudyTarget("k.jsonl", tiny.K, name="K", unit="log10 GPa", transform="log10"),),
+    sources=(StudySource("source", name="gap"),),
+    pool="pool",
+    strategies=("full", "features:ridge@auto", "multi_source_gate", ENSEMBLE),
+    baselines=("ridge",),
+    sizes=(10,),
+    seeds=2,
+    test=12,
+    learning_rates=(1e-3, 1e-2),
+    epochs=2,
+    least_updates=1,
+    batch_size=8,
+    model=tiny.MODEL,
+    title="Small",
+)
+WAYS = ("scratch", "ridge", "full", "features:ridge", "multi_source_gate", ENSEMBLE)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny.write_lines(folder / "k.jsonl", tiny.records(60))
+    tiny.write_lines(folder / "gaps.jsonl", tiny.records(60, (tiny.GAP,)))
+    dataclasses.replace(tiny.source(), formulas=("AsGa", "Si")).save(folder / "source")
+    tiny.source().save(folder / "pool" / "other")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> StudyResults:
+    out = tmp_path_factory.mktemp("study") / "out"
+    run_study(STUDY, out, data=data, workers=1)
+    return StudyResults(out)
+
+
+def numbers(results: StudyResults) -> dict:
+    """What must not depend on where and in which order runs are made."""
+    return {row.run: (row.test_mae, row.val_mae, row.learning_rate, row.epochs, row.updates) for row in results.rows}
+
+
+def test_every_run_once(finished):
+    with open(finished.folder / "results.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len({row["run"] for row in rows}) == len(rows) == len(WAYS) * 2
+    for row in finished.rows:
+        assert math.isfinite(row.test_mae) and row.test_n == 12 and row.seconds > 0
+
+
+def test_all_ways_share_their_crystals(finished):
+    for seed in range(2):
+        found = [finished.predictions(row.run) for row in finished.select(seed=seed)]
+        assert len(found) == len(WAYS)
+        for one in found:
+            np.testing.assert_array_equal(one.test_rows, found[0].test_rows)
+            np.testing.assert_array_equal(one.val_rows, found[0].val_rows)
+
+
+def test_known_formulas_are_not_tested(finished):
+    formulas = finished.crystals("K").formulas
+    for row in finished.rows:
+        rows = finished.predictions(row.run)
+        assert not {"AsGa", "Si"} & {formulas[i] for i in (*rows.test_rows, *rows.val_rows)}
+        if row.source == "gap":
+            assert row.overlap == (0 if row.strategy == "full" else row.overlap)
+
+
+def test_errors_are_those_of_the_predictions(finished):
+    values = finished.crystals("K").values
+    for row in finished.rows:
+        found = finished.predictions(row.run)
+        assert row.test_mae == pytest.approx(np.abs(found.test - values[found.test_rows]).mean(), rel=1e-4)
+    assert 1.0 < values.mean() < 2.5  # decadic logarithms of GPa
+
+
+def test_rates_come_from_the_grid(finished):
+    for row in finished.rows:
+        if row.strategy in ("scratch", "full", "multi_source_gate"):
+            assert row.learning_rate in STUDY.learning_rates
+        else:
+            assert math.isnan(row.learning_rate)
+    updates = {row.updates for row in finished.rows if row.strategy in ("scratch", "full", "multi_source_gate")}
+    assert len(updates) == 1
+
+
+def test_an_ensemble_is_the_mean_of_its_parts(finished):
+    for row in finished.select(strategy=ENSEMBLE):
+        (full,) = finished.select(strategy="full", source="gap", size=row.size, seed=row.seed)
+        (ridge,) = finished.select(strategy="ridge", size=row.size, seed=row.seed)
+        parts = [finished.predictions(part.run).test for part in (full, ridge)]
+        np.testing.assert_allclose(finished.predictions(row.run).test, np.mean(parts, 0), rtol=1e-5)
+
+
+def test_what_is_written(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {"study.json", "results.csv", "comparisons.csv", "report.html", "learning_curves_K.png"} <= names
+    text = (finished.folder / "study.json").read_text() + (finished.folder / "report.html").read_text()
+    assert str(finished.folder.parent) not in text  # a study says the same on every machine
+    known = {one["source"]: one["count"] for one in finished.study["overlap"]}
+    assert known["gap"] == 2 and known["other"] is None
+
+
+def test_a_finished_study_is_not_repeated(finished, data, monkeypatch):
+    monkeypatch.setattr(study_file, "work", None)
+    run_study(STUDY, finished.folder, data=data, workers=1)
+
+
+def test_other_settings_are_refused(finished, data):
+    with pytest.raises(InputError, match=r"other settings \(epochs\)"):
+        run_study(dataclasses.replace(STUDY, epochs=3), finished.folder, data=data)
+
+
+def test_goes_on_after_an_interrupt(finished, data, tmp_path, monkeypatch):
+    work, calls = study_file.work, []
+
+    def interrupted(task):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(task)
+        return work(task)
+
+    monkeypatch.setattr(study_file, "work", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(STUDY, tmp_path / "out", data=data, workers=1)
+    before = numbers(StudyResults(tmp_path / "out"))
+    assert len(before) == 6
+    monkeypatch.setattr(study_file, "work", work)
+    run_study(STUDY, tmp_path / "out", data=data, workers=1)
+    assert numbers(StudyResults(tmp_path / "out")) == numbers(finished)
+
+
+SMALL = """
+strategies = ["full"]
+baselines = ["median"]
+sizes = [10]
+seeds = 2
+test = 12
+epochs = 2
+least_updates = 1
+batch_size = 8
+[model]
+width = 8
+convolutions = 1
+head_width = 8
+[[sources]]
+model = "source"
+[[targets]]
+data = "k.jsonl"
+column = "bulk_modulus_gpa"
+"""
+
+
+def test_goes_on_after_a_kill(data, tmp_path):
+    """The whole process is killed once two rows are there; the command says the rest and no row twice."""
+    config = data / "small.toml"
+    config.write_text(SMALL)
+    command = [sys.executable, "-m", "tlcgcnn_jax.cli", "study", str(config), "--out", str(tmp_path / "out")]
+    running = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    results, end = tmp_path / "out" / "results.csv", time.monotonic() + 120
+    while time.monotonic() < end and not (results.is_file() and results.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    with open(results, "a") as handle:
+        handle.write("a row that the kill cut sh")
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = StudyResults(tmp_path / "out").rows
+    assert sorted(row.run for row in rows) == sorted({row.run for row in rows}) and len(rows) == 6
+    assert "10 crystals" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_on_ray(finished, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")
+    import ray
+
+    small = dataclasses.replace(STUDY, strategies=("features:ridge@auto",))
+    try:
+        run_study(small, tmp_path / "ray", data=data, engine="ray", workers=2)
+    finally:
+        ray.shutdown()
+    found, expected = numbers(StudyResults(tmp_path / "ray")), numbers(finished)
+    assert len(found) == 6
+    for name, values in found.items():
+        assert values == pytest.approx(expected[name], rel=1e-3, nan_ok=True)
+
+
+def test_sources_that_the_study_trains(data, tmp_path):
+    study = dataclasses.replace(
+        STUDY, sources=(StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(4, 8), epochs=1, least_updates=1, name="gaps"),),
+        targets=(dataclasses.replace(STUDY.targets[0], data="few.jsonl"),),
+        strategies=("full",), baselines=(), sizes=(10,), seeds=1, test=6, learning_rates=(1e-2,), disjoint=True,
+    )  # fmt: skip
+    tiny.write_lines(data / "few.jsonl", tiny.records(60)[:24])
+    run_study(study, tmp_path / "out", data=data, workers=1)
+    results = StudyResults(tmp_path / "out")
+    assert [(row.source, row.source_size) for row in results.rows] == [("", 0), ("gaps", 4), ("gaps", 8)]
+    assert all(one["count"] == 0 for one in results.study["overlap"])  # the target's formulas were removed
+
+
+def test_too_few_crystals_are_told_before_any_run(data, tmp_path):
+    with pytest.raises(InputError, match="crystals to test with"):
+        run_study(dataclasses.replace(STUDY, test=1000), tmp_path / "out", data=data, workers=1)
+    assert not (tmp_path / "out" / "results.csv").exists()

@@ -1,0 +1,116 @@
+"""The configuration of a study: what a file may say, and what is told of one that says something else."""
+
+import pytest
+
+from tlcgcnn_jax.config import from_dict, to_dict
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import to_json
+from tlcgcnn_jax.strategies import FeatureStrategy, Phase, Strategy
+from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, below, read_study, target_name
+
+TARGET = '[[targets]]\ndata = "crystals.json"\ncolumn = "k_vrh"\n'
+
+
+def written(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_file(tmp_path):
+    path = written(
+        tmp_path / "study.toml",
+        """
+        strategies = ["full", "mine", "features:svr@auto", "ensemble:mine+ridge"]
+        baselines = ["ridge"]
+        learning_rates = [1e-3, 4e-3]
+        sizes = [50, 100]
+        test = 40
+
+        [[targets]]
+        data = "crystals.json"
+        column = "k_vrh"
+        unit = "GPa"
+        transform = "log10"
+
+        [[sources]]
+        model = "mp-formation-energy"
+
+        [[sources]]
+        data = "energies.json"
+        column = "energy"
+        sizes = [500, 1000]
+
+        [[own]]
+        name = "mine"
+        summary = "convolutions at a tenth of the rate, after the head alone"
+        reinitialise = ["head/*"]
+        rates = [["conv_*", 0.1], ["*", 1]]
+
+        [[own.before]]
+        share = 0.25
+        rates = [["head/*", 1.0], ["*", 0.0]]
+
+        [model]
+        width = 32
+        """,
+    )
+    study = read_study(path)
+    assert study.sizes == (50, 100) and study.test == 40.0 and study.model.width == 32
+    assert [source.sizes for source in study.sources] == [(), (500, 1000)]
+    before = (Phase(0.25, (("head/*", 1.0), ("*", 0.0))),)
+    mine = study.strategy("mine")
+    assert isinstance(mine, Strategy)
+    assert mine.rates == (("conv_*", 0.1), ("*", 1.0)) and mine.before == before
+    assert study.strategy("features:svr@auto") == FeatureStrategy("features:svr", "svr")
+    assert target_name(study.targets[0]) == "log10 k_vrh"
+
+
+def test_through_json():
+    import json
+
+    study = StudyConfig((StudyTarget("a.json", "k"),), own=(Strategy("mine", "", (), (("*", 1.0),)),))
+    assert from_dict(StudyConfig, json.loads(to_json(to_dict(study)))) == study
+
+
+BAD = {
+    "not TOML": ("sizes = [", "not TOML"),
+    "no target": ("sizes = [10]", "targets"),
+    "unknown key": (TARGET + 'colunm = "x"', "no setting colunm"),
+    "unknown key above": ("sise = 3\n" + TARGET, "no setting sise"),
+    "a string for a list": ('sizes = "100"\n' + TARGET, "a list was expected"),
+    "too small": ("sizes = [2]\n" + TARGET, "at least 5"),
+    "no seed": ("seeds = 0\n" + TARGET, "seeds is 0"),
+    "unknown strategy": ('strategies = ["ful"]\n' + TARGET, "no strategy 'ful'"),
+    "unknown source": ('strategies = ["full@mine"]\n' + TARGET, "no source mine"),
+    "parts that are not there": ('strategies = ["ensemble:full+svr"]\nbaselines = []\n' + TARGET, "full, svr is not"),
+    "an ensemble of one": ('strategies = ["ensemble:full"]\n' + TARGET, "at least two"),
+    "two targets of a name": (TARGET + TARGET, "its own name"),
+    "a source of nothing": (TARGET + '[[sources]]\nname = "a"', "either model, or data"),
+    "a source without a column": (TARGET + '[[sources]]\ndata = "a"', "without a column|a source: data"),
+    "a reserved name": (TARGET + '[[sources]]\nmodel = "x"\nname = "all"', "stands for a choice"),
+    "too long a list": (
+        TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = [["*", 1, 2]]',
+        "2 entr",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD.values(), ids=BAD)
+def test_bad_files(tmp_path, text, told):
+    path = written(tmp_path / "study.toml", text)
+    with pytest.raises(InputError, match=told) as error:
+        read_study(path)
+    assert "study.toml" in str(error.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match="nowhere.toml: cannot be read"):
+        read_study(tmp_path / "nowhere.toml")
+
+
+def test_relative_paths_are_found_below_a_folder(tmp_path):
+    (tmp_path / "a.json").touch()
+    study = StudyConfig((StudyTarget("a.json", "k"), StudyTarget("b.json", "g")))
+    found = below(study, tmp_path)
+    assert [target.data for target in found.targets] == [str(tmp_path / "a.json"), "b.json"]
+    assert found.sources[0].model == "mp-formation-energy"

@@ -1,0 +1,113 @@
+"""Several models of one property whose mean is the prediction: the model that an "ensemble:" strategy makes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tlcgcnn_jax.bundle import Model, calibration_from_json, calibration_to_json, load_bundle, write_card
+from tlcgcnn_jax.config import GraphConfig, Target, from_dict, to_dict
+from tlcgcnn_jax.error_bars import ErrorBar
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.feature_model import FeatureModel, load_feature_model
+from tlcgcnn_jax.model_folder import (
+    COMMITTEE,
+    FEATURES,
+    FORMULAS,
+    bytes_to_formulas,
+    damage_named,
+    formulas_to_bytes,
+    inner_folders,
+    model_kind,
+    read_config,
+    read_file,
+    write_model,
+)
+
+PARTS = "parts"
+
+
+@dataclass(frozen=True, eq=False)
+class Committee:
+    """Models that were trained in different ways on the same crystals.
+
+    Its prediction is the mean over the parts, each with the same weight however many networks it has. Its variance is
+    that of a mixture in equal shares: the mean of the parts' own variances (of those that have one) and the variance
+    between their predictions.
+
+    Attributes:
+        parts: Models by the name of their strategy.
+        metrics: As of `Model`.
+        notes: As of `Model`.
+        formulas: As of `Model`.
+        calibration: Error bars of the committee's own predictions.
+    """
+
+    parts: dict[str, "AnyModel"]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    formulas: tuple[str, ...] = ()
+    calibration: tuple[ErrorBar | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        told = {name: ", ".join(target.name for target in part.targets) for name, part in self.parts.items()}
+        if len(told) < 2 or any(part.targets != self.targets for part in self.parts.values()):
+            each = "; ".join(f"{name} predicts {targets}" for name, targets in told.items()) or "there is none"
+            raise InputError(f"a committee needs two or more models of the same targets: {each}")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What all parts predict."""
+        return next(iter(self.parts.values())).targets
+
+    @property
+    def graphs(self) -> tuple[GraphConfig, ...]:
+        """Kinds of graphs that a prediction needs."""
+        return tuple(graph for part in self.parts.values() for graph in part.graphs)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json, the parts and README.md; a folder that holds a committee is renewed.
+
+        Raises:
+            InputError: As `Model.save`.
+        """
+        config = {
+            "kind": COMMITTEE,
+            "targets": [to_dict(target) for target in self.targets],
+            "calibration": calibration_to_json(self.calibration),
+            "metrics": self.metrics,
+            "notes": self.notes,
+        }
+        card = write_card("Committee", [f"parts, below {PARTS}: {', '.join(self.parts)}"], self)
+        inner = {name: (f"{PARTS}/{index}", part) for index, (name, part) in enumerate(self.parts.items())}
+        return write_model(folder, PARTS, config, {FORMULAS: formulas_to_bytes(self.formulas)}, card, inner)
+
+
+AnyModel = Model | FeatureModel | Committee
+
+
+def load_committee(folder: str | Path) -> Committee:
+    """Read a committee back; it is checked that no part is missing, damaged or exchanged.
+
+    Raises:
+        InputError: The folder is no committee, or something in it is missing or damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder, COMMITTEE, (PARTS,))
+    with damage_named(folder):
+        targets = tuple(from_dict(Target, target, "targets") for target in config["targets"])
+        calibration = calibration_from_json(config["calibration"], targets, folder)
+        places, metrics, notes = inner_folders(folder, config), config["metrics"], config["notes"]
+    parts = {name: load_any(place) for name, place in places.items()}
+    return Committee(parts, metrics, notes, bytes_to_formulas(read_file(folder, FORMULAS, config)), calibration)
+
+
+def load_any(folder: str | Path) -> AnyModel:
+    """Read a model of whatever kind its settings say.
+
+    Raises:
+        InputError: The folder is no model, or not a whole one.
+    """
+    kind = model_kind(folder)
+    if kind == COMMITTEE:
+        return load_committee(folder)
+    return load_feature_model(folder) if kind == FEATURES else load_bundle(folder)

@@ -1,0 +1,111 @@
+"""Error bars of a model: 90 % intervals, from the errors on its validation crystals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlcgcnn_jax.calibration import Conformal, conformal, std_factor
+from tlcgcnn_jax.config import Target
+from tlcgcnn_jax.losses import transform_labels, untransform
+
+LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class ErrorBar:
+    """What the errors on validation crystals say about those on others, for one target, in the space that is learnt.
+
+    The validation crystals have chosen the epoch as well, so that their errors are a little too small, and the share of
+    crystals within the interval a little below `level`.
+
+    Attributes:
+        level: Share of crystals whose true value lies within the interval.
+        quantile: Half the width of the interval, in standard deviations of the prediction where `normalised`; None
+            where there are too few validation crystals.
+        normalised: The half-width is a multiple of the prediction's own standard deviation.
+        n: Validation crystals with a label.
+        std_factor: By which standard deviations would have to be multiplied to be those of the errors; None without.
+    """
+
+    level: float
+    quantile: float | None
+    normalised: bool
+    n: int
+    std_factor: float | None = None
+
+    @property
+    def conformal(self) -> Conformal:
+        """The interval, for any prediction."""
+        return Conformal(self.level, np.inf if self.quantile is None else self.quantile, self.normalised, self.n)
+
+    def __str__(self) -> str:
+        return str(self.conformal)
+
+
+def fit_error_bars(
+    targets: Sequence[Target], labels: np.ndarray, values: np.ndarray, std: np.ndarray | None
+) -> tuple[ErrorBar | None, ...]:
+    """Intervals for each target from predictions of crystals that were not trained on.
+
+    Args:
+        targets: What was learnt.
+        labels: [n, n_target] in the targets' units, NaN where unknown.
+        values: [n, n_target], predictions in these units.
+        std: [n, n_target], standard deviations of the predictions in the space that is learnt; None without. Intervals
+            are multiples of them where all are positive.
+
+    Returns:
+        One for each target; None for classes and for targets without a label.
+
+    Example:
+        >>> column = np.arange(1.0, 11.0)[:, None]
+        >>> print(*fit_error_bars([Target("k")], column, column + 0.5, None))
+        90 % interval: ± 0.5, from 10 validation crystals
+    """
+    bars: list[ErrorBar | None] = []
+    for column, target in enumerate(targets):
+        known = np.isfinite(labels[:, column]) & np.isfinite(values[:, column])
+        if target.kind != "regression" or not known.any():
+            bars.append(None)
+            continue
+        error = _learnt(values[known, column], target) - _learnt(labels[known, column], target)
+        own = None if std is None else std[known, column]
+        if own is not None and not (np.isfinite(own) & (own > 0)).all():
+            own = None
+        found = conformal(error, own, LEVEL)
+        quantile = float(found.quantile) if np.isfinite(found.quantile) else None
+        factor = None if own is None else std_factor(error, own)
+        bars.append(ErrorBar(LEVEL, quantile, own is not None, len(error), factor))
+    return tuple(bars)
+
+
+def intervals(
+    bars: Sequence[ErrorBar | None], targets: Sequence[Target], values: np.ndarray, std: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The interval of each prediction, in the targets' units.
+
+    Args:
+        bars: From `fit_error_bars`; () for none.
+        targets: What was learnt.
+        values: [n, n_target], predictions in the targets' units.
+        std: As in `fit_error_bars`.
+
+    Returns:
+        (low, high), [n, n_target] each, NaN for targets without an interval; None where no target has one.
+    """
+    if not any(bar is not None and bar.quantile is not None for bar in bars):
+        return None
+    low, high = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+    for column, (bar, target) in enumerate(zip(bars, targets, strict=True)):
+        if bar is None or bar.quantile is None or (bar.normalised and std is None):
+            continue
+        half = bar.conformal.half_width(None if std is None else std[:, column])
+        middle = _learnt(values[:, column], target)
+        with np.errstate(over="ignore"):  # an interval without end is written as such
+            low[:, column], high[:, column] = untransform(middle - half, target), untransform(middle + half, target)
+    return low, high
+
+
+def _learnt(values: np.ndarray, target: Target) -> np.ndarray:
+    return transform_labels(values[:, None], [target])[:, 0]

@@ -1,0 +1,163 @@
+"""What a model says of some crystals: values with their standard deviations, intervals and novelty."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax import losses
+from tlcgcnn_jax.config import Target
+from tlcgcnn_jax.errors import Skipped
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of some crystals.
+
+    Attributes:
+        ids: One for each crystal.
+        targets: The model's targets.
+        members: float64 [n_member, n, outputs], in the targets' units; probabilities for classes. A member is a network
+            of an ensemble, or a part of a committee.
+        skipped: Crystals that could not be read, with the reasons.
+        own_std: float64 [n_member, n, n_target], standard deviation that a member has of its own, in the space that is
+            learnt, NaN where it has none; None where no member has any.
+        low: float64 [n, n_target], lower end of the 90 % interval in the targets' units, NaN for targets without;
+            None for a model without error bars.
+        high: The upper end.
+        novelty: float64 [n], distance to the training crystals; above 1 farther from them than 95 % of these are from
+            each other. None where the model does not know its training crystals.
+    """
+
+    ids: list[str]
+    targets: tuple[Target, ...]
+    members: np.ndarray
+    skipped: tuple[Skipped, ...] = ()
+    own_std: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean over the members, [n, outputs]."""
+        return self.members.mean(0)
+
+    @property
+    def std(self) -> np.ndarray | None:
+        """Standard deviation, [n, outputs]: between the members, and what these have of their own; None without."""
+        own = np.full(self.members.shape, np.nan)
+        if self.own_std is not None:
+            for column, (target, part) in enumerate(self._parts):
+                if target.kind == "regression":
+                    middle, std = _learnt(self.members[:, :, part.start], target), self.own_std[:, :, column]
+                    low, high = (losses.untransform(end, target) for end in (middle - std, middle + std))
+                    own[:, :, part.start] = (high - low) / 2
+        return _total_std(self.members, own)
+
+    @property
+    def learnt_std(self) -> np.ndarray | None:
+        """The same for the values as they are learnt, e.g. of their logarithm, [n, n_target]; NaN for classes."""
+        columns = [
+            _learnt(self.members[:, :, part.start], target)
+            if target.kind == "regression"
+            else np.full(self.members.shape[:2], np.nan)
+            for target, part in self._parts
+        ]
+        members = np.stack(columns, -1)
+        return _total_std(members, np.full(members.shape, np.nan) if self.own_std is None else self.own_std)
+
+    @property
+    def values(self) -> np.ndarray:
+        """One number a crystal and target, [n, n_target]: the value, or the most probable class."""
+        columns = []
+        for target, part in self._parts:
+            mean = self.mean[:, part]
+            columns.append(mean.argmax(1).astype(float) if target.kind == "classification" else mean[:, 0])
+        return np.stack(columns, 1)
+
+    @property
+    def novel(self) -> str:
+        """A warning of crystals that are unlike the training crystals; empty where there is none."""
+        if self.novelty is None or not (far := np.flatnonzero(self.novelty > 1)).size:
+            return ""
+        some = ", ".join(self.ids[row] for row in far[np.argsort(-self.novelty[far])][:5])
+        return (
+            f"{len(far)} of {len(self.ids)} crystals are farther from the training crystals than 95 % of these are "
+            f"from each other: {some}{', …' if len(far) > 5 else ''}; their errors may be larger"
+        )
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Predictions":
+        """Those of some crystals."""
+        some = {
+            name: None if (values := getattr(self, name)) is None else values[rows]
+            for name in ("low", "high", "novelty")
+        }
+        own = None if self.own_std is None else self.own_std[:, rows]
+        ids = [self.ids[row] for row in rows]
+        return replace(self, ids=ids, members=self.members[:, rows], own_std=own, skipped=(), **some)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Named columns of a table: prediction (std, low, high); one a target or class where there are several."""
+        out: dict[str, np.ndarray] = {}
+        std = self.std
+        for column, (target, part) in enumerate(self._parts):
+            end = f":{target.name}" if len(self.targets) > 1 else ""
+            out[f"prediction{end}"] = self.values[:, column]
+            if target.kind == "classification":
+                for label in range(target.classes):
+                    out[f"p_{label}{end}"] = self.mean[:, part][:, label]
+                continue
+            if std is not None:
+                out[f"std{end}"] = std[:, part.start]
+            if self.low is not None and self.high is not None:
+                out |= {f"low{end}": self.low[:, column], f"high{end}": self.high[:, column]}
+        return out if self.novelty is None else out | {"novelty": self.novelty}
+
+    def write(self, path: str | Path, labels: np.ndarray | None = None) -> None:
+        """Write a CSV: id, (target,) prediction, …
+
+        Args:
+            path: File.
+            labels: [n, n_target] true values to stand beside, NaN where unknown.
+        """
+        columns: dict[str, Any] = {"id": self.ids}
+        if labels is not None:
+            for column, target in enumerate(self.targets):
+                columns[f"target:{target.name}" if len(self.targets) > 1 else "target"] = labels[:, column]
+        columns.update(self.columns())
+        with open(path, "w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(columns)
+            for row in zip(*columns.values(), strict=True):
+                writer.writerow([_cell(value) for value in row])
+
+    @property
+    def _parts(self) -> list[tuple[Target, slice]]:
+        return list(zip(self.targets, losses.output_slices(self.targets), strict=True))
+
+
+def _cell(value: Any) -> Any:
+    """Numbers as short as float32 allows; an empty cell for an unknown value."""
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.9g}"
+    return value
+
+
+def _learnt(values: np.ndarray, target: Target) -> np.ndarray:
+    """Values of one target in the space that is learnt, of any shape."""
+    return losses.transform_labels(values.reshape(-1, 1), [target]).reshape(values.shape)
+
+
+def _total_std(members: np.ndarray, own: np.ndarray) -> np.ndarray | None:
+    """Of a mixture in equal shares, [n, columns]: mean own variance (where known) and variance between the members."""
+    known = np.isfinite(own)
+    if len(members) < 2 and not known.any():
+        return None
+    within = np.where(known, own, 0.0) ** 2
+    within = within.sum(0) / np.maximum(known.sum(0), 1)
+    between = members.var(0, ddof=1) if len(members) > 1 else np.where(known.any(0), 0.0, np.nan)
+    return np.sqrt(within + between)

@@ -1,0 +1,108 @@
+"""The folder of a run: made, resumed with the same settings or not at all, and filled in the end."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.committee import AnyModel
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.predictions import Predictions
+from tlcgcnn_jax.run_pictures import run_pictures
+from tlcgcnn_jax.splits import Split, read_split, write_split
+
+SETTINGS, SPLIT, HISTORY, METRICS = "settings.json", "split.json", "metrics.jsonl", "metrics.json"
+
+
+def start_run(
+    out: str | Path | None, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool
+) -> Path | None:
+    """The run's folder, made, with its settings and split in it.
+
+    Args:
+        out: The folder; None for a run that leaves nothing behind.
+        settings: Of the run; those of a run that is resumed must be the same.
+        ids: Of the dataset's crystals.
+        split: Rows of these.
+        resume: Go on where there is a run already.
+
+    Raises:
+        InputError: A folder with something in it that is not to be resumed, or that cannot be written; or a run that
+            was started with other settings or another split.
+    """
+    if out is None:
+        return None
+    folder = _made(Path(out), resume)
+    _check_resumed(folder, settings, ids, split, resume)
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
+    write_split(folder / SPLIT, ids, split)
+    return folder
+
+
+def finish_run(
+    folder: Path,
+    model: AnyModel,
+    history: Sequence[dict[str, float]],
+    best_epochs: Sequence[int],
+    test: Predictions,
+    labels: np.ndarray,
+) -> None:
+    """Write model, metrics, test results and pictures of a finished run.
+
+    Args:
+        folder: Of the run.
+        model: With its metrics.
+        history: One row an epoch and member.
+        best_epochs: Epoch that was kept, by member.
+        test: Predictions of the test crystals.
+        labels: float [n_test, n_target] in the targets' units, NaN where unknown.
+    """
+    model.save(folder)
+    write_whole(folder / HISTORY, "".join(to_json(row) + "\n" for row in history).encode())
+    test.write(folder / "test_results.csv", labels)
+    run_pictures(folder, history, best_epochs, test, labels)
+    # Last, since it says that the run is finished.
+    write_whole(folder / METRICS, to_json(model.metrics, indent=1).encode())
+
+
+def _made(folder: Path, resume: bool) -> Path:
+    """The folder, made; one with something in it is refused unless a run is to be resumed there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the run")
+    started = (folder / SETTINGS).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not (resume and started):
+        unfinished = started and not (folder / METRICS).is_file()
+        hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if unfinished else "give"
+        nothing = " and holds no run to resume" if resume else ""
+        raise InputError(f"{folder}: exists and is not empty{nothing}; {hint} another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
+    return folder
+
+
+def _check_resumed(folder: Path, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool) -> None:
+    """A run goes on with the settings and the split that it was started with, or not at all."""
+    path = folder / SETTINGS
+    if not (resume and path.is_file()):
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}), so the run cannot be resumed; start in another folder") from error
+    free = ("versions", "machine")
+    now = json.loads(json.dumps(settings))
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
+    if changed:
+        told = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+        raise InputError(f"{folder}: cannot be resumed with other settings: {told}")
+    if (folder / SPLIT).is_file():
+        started = read_split(folder / SPLIT, ids)
+        if any(getattr(started, part).tolist() != getattr(split, part).tolist() for part in ("train", "val", "test")):
+            raise InputError(f"{folder}: cannot be resumed with another split than that of its split.json")

@@ -1,0 +1,147 @@
+"""What came out for each target on the test crystals of a run, and the pictures of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax import plots
+from tlcgcnn_jax.config import Target
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out for one target on the test crystals that have a label of it."""
+
+    target: Target
+    ids: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    std: np.ndarray | None
+    probabilities: np.ndarray | None  # [n, classes]
+    novelty: np.ndarray | None = None
+
+    @property
+    def errors(self) -> np.ndarray:
+        """How wrong each prediction is: |error|, or the probability that the true class did not get."""
+        if self.probabilities is None:
+            return np.abs(self.predicted - self.true)
+        return 1 - np.take_along_axis(self.probabilities, self.true.astype(int)[:, None], 1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: Path
+    alt: str
+    caption: str
+
+
+def run_pictures(
+    folder: str | Path,
+    history: Sequence[Mapping[str, Any]],
+    best_epochs: Sequence[int] | None,
+    test: Predictions,
+    labels: np.ndarray,
+) -> list[Path]:
+    """Draw the pictures of a run into its folder: the learning curve, and the errors of each target.
+
+    Args:
+        folder: Where to write learning_curve.png and parity.png, or confusion.png and roc.png for classes; with
+            several targets the names end in the targets'.
+        history: One row an epoch and member.
+        best_epochs: Epoch that was kept, by member, counted from 1; default: that of the best score.
+        test: Predictions of the test crystals.
+        labels: float [n, n_target] in the targets' units, NaN where unknown.
+
+    Returns:
+        The files; a target without any label has none.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    columns: dict[str, Any] = {"id": test.ids, **test.columns()}
+    for column, target in enumerate(test.targets):
+        columns[f"target:{target.name}" if len(test.targets) > 1 else "target"] = labels[:, column]
+    outcomes = read_outcomes(columns, test.targets, "the predictions")
+    return [picture.path for picture in draw(Path(folder), history, best_epochs, outcomes)]
+
+
+def draw(
+    folder: Path,
+    history: Sequence[Mapping[str, Any]],
+    best_epochs: Sequence[int] | None,
+    outcomes: Sequence[Outcome],
+) -> list[Picture]:
+    """The learning curve first, then the pictures of each target."""
+    out = []
+    if history:
+        path = plots.learning_curve(history, folder / "learning_curve.png", best_epochs=best_epochs)
+        alt = f"Learning curve: training loss and validation score of {len(history)} epochs."
+        out.append(Picture(path, alt, "Targets are normalised to mean 0 and standard deviation 1 for the network."))
+    for index, outcome in enumerate(outcomes):
+        target, count = outcome.target, len(outcome.true)
+        if not count:
+            continue
+        # Two names may be the same once a file system can take them: the number tells them apart.
+        end = f"_{index + 1}_{re.sub(r'[^A-Za-z0-9.-]+', '_', target.name)}.png" if len(outcomes) > 1 else ".png"
+        if target.kind == "regression":
+            path = plots.parity(
+                outcome.true, outcome.predicted, folder / f"parity{end}",
+                name=target.name, unit=target.unit, std=outcome.std, log=target.transform != "identity",
+            )  # fmt: skip
+            alt = f"Predicted against true {target.name} of {count:,} test crystals, with the diagonal."
+            out.append(Picture(path, alt, f"Predicted against true {target.name}; on the dashed line they agree."))
+            continue
+        path = plots.confusion(
+            outcome.true, outcome.predicted, folder / f"confusion{end}", name=target.name, classes=target.classes
+        )
+        alt = f"Confusion matrix of {target.name} for {count:,} test crystals."
+        out.append(Picture(path, alt, f"How often each true class of {target.name} is predicted as which."))
+        if target.classes == 2 and outcome.probabilities is not None and len(np.unique(outcome.true)) == 2:
+            path = plots.roc(outcome.true, outcome.probabilities[:, 1], folder / f"roc{end}", name=target.name)
+            alt = f"ROC curve of {target.name} for {count:,} test crystals."
+            out.append(
+                Picture(path, alt, "True against false positives for every threshold; the dashed line is chance.")
+            )
+    return out
+
+
+def read_outcomes(columns: Mapping[str, Any], targets: Sequence[Target], where: str) -> list[Outcome]:
+    """Columns of a table of test results, by target; crystals without a label are left out."""
+    out = []
+    for target in targets:
+        end = f":{target.name}" if len(targets) > 1 else ""
+        classes = [f"p_{label}{end}" for label in range(target.classes if target.kind == "classification" else 0)]
+        needed = ["id", f"target{end}", f"prediction{end}", *classes]
+        absent = [name for name in needed if name not in columns]
+        if absent:
+            raise InputError(f"{where}: no column {', '.join(absent)} (found: {', '.join(columns)})")
+        numbers = {name: _numbers(columns[name], name, where) for name in needed[1:]}
+        rows = np.flatnonzero(np.isfinite(numbers[f"target{end}"]) & np.isfinite(numbers[f"prediction{end}"]))
+        if classes and not np.isin(numbers[f"target{end}"][rows], np.arange(target.classes)).all():
+            raise InputError(f"{where}: column target{end}: classes 0 to {target.classes - 1} were expected")
+        std, novelty = columns.get(f"std{end}"), columns.get("novelty")
+        out.append(
+            Outcome(
+                target,
+                [str(columns["id"][row]) for row in rows],
+                numbers[f"target{end}"][rows],
+                numbers[f"prediction{end}"][rows],
+                None if std is None else _numbers(std, f"std{end}", where)[rows],
+                np.stack([numbers[name][rows] for name in classes], 1) if classes else None,
+                None if novelty is None else _numbers(novelty, "novelty", where)[rows],
+            )
+        )
+    return out
+
+
+def _numbers(cells: Any, name: str, where: str) -> np.ndarray:
+    try:
+        return np.array([float("nan") if isinstance(cell, str) and not cell else float(cell) for cell in cells], float)
+    except ValueError as error:
+        raise InputError(f"{where}: column {name}: {error}") from error

@@ -1,0 +1,185 @@
+"""Which sources a run transfers from: those that were named, or the best of those there are."""
+
+import functools
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.config import GraphConfig, Target
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.losses import transform_labels
+from tlcgcnn_jax.ranking import SourceScore, rank_sources
+from tlcgcnn_jax.strategies import FeatureStrategy, Strategy
+from tlcgcnn_jax.zoo import find_sources, load_source
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+MOST_MIXED = 5  # sources of a mixture that was not named
+
+
+@dataclass(frozen=True, eq=False)
+class SourcePool:
+    """Sources to choose from.
+
+    Attributes:
+        models: By name.
+        auto: They were not named: the best are to be found.
+    """
+
+    models: dict[str, Model]
+    auto: bool = False
+
+    @property
+    def graphs(self) -> tuple[GraphConfig, ...]:
+        """Kinds of graphs that they need."""
+        return tuple(model.graph for model in self.models.values())
+
+
+def find_pool(source: Any, own: str | Path | None = None) -> SourcePool:
+    """The sources that a user means.
+
+    Args:
+        source: A model, its folder, the name of a shipped one, a list of such, a dictionary of models by name, or
+            "auto" for all that there are.
+        own: With "auto": folder of further sources, see `find_sources`.
+
+    Raises:
+        InputError: A source that is not there, is named twice, or cannot be transferred from.
+
+    Example:
+        >>> list(find_pool("mp-formation-energy").models)
+        ['mp-formation-energy']
+    """
+    if isinstance(source, SourcePool):
+        return source
+    if isinstance(source, str) and source == AUTO:
+        return SourcePool(find_sources(own), auto=True)
+    if own is not None:
+        raise InputError(f"{own}: a folder of sources to choose from goes with the source 'auto', found {source!r}")
+    if isinstance(source, Mapping):
+        return SourcePool(_checked(source.items()))
+    if isinstance(source, str | Path) or not isinstance(source, Iterable):
+        source = [source]
+    return SourcePool(_checked(_named(one) for one in source))
+
+
+class SourceChoice:
+    """Sources for strategies on one set of crystals.
+
+    A packed dataset has graphs of one kind, so that sources of other kinds are left out, with a warning.
+
+    Args:
+        pool: Sources to choose from.
+        crystals: With the targets' columns.
+        targets: What is to be learnt.
+        rows: Training rows; no other label is looked at.
+        seed: Of the ranking's folds.
+        top: Take so many of the best, where several are taken; default: all that were named, and of others 5 for
+            mixtures and all for features.
+        progress: Show a bar.
+
+    Raises:
+        InputError: No source whose graphs the crystals have.
+    """
+
+    def __init__(
+        self,
+        pool: SourcePool,
+        crystals: GraphSets,
+        targets: tuple[Target, ...],
+        rows: np.ndarray,
+        seed: int = 0,
+        top: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if top is not None and top < 1:
+            raise InputError(f"top is {top}: at least one source must be taken")
+        kinds = [_kind(dataset.graph) for dataset in crystals.datasets]
+        self.models = {name: model for name, model in pool.models.items() if _kind(model.graph) in kinds}
+        if others := [name for name in pool.models if name not in self.models]:
+            if not self.models:
+                crystals[pool.models[others[0]].graph]  # raises, and says what differs
+            logger.warning("%s left out: the dataset was packed with other graph settings", _listed(others))
+        self._crystals, self._targets, self._rows = crystals, targets, rows
+        self._auto, self._seed, self._top, self._progress = pool.auto, seed, top, progress
+        self.ranked = False  # whether the ranking was needed
+
+    @functools.cached_property
+    def ranking(self) -> list[SourceScore]:
+        """Scores of all sources, best first.
+
+        Raises:
+            InputError: As `rank_sources`; or several targets.
+        """
+        if len(self._targets) != 1 or self._targets[0].outputs > 2:
+            raise InputError("sources are ranked for one property or two classes: name one source, or learn one target")
+        labels = transform_labels(np.asarray(self._crystals.datasets[0].targets), self._targets)[:, 0]
+        self.ranked = True
+        return rank_sources(self._crystals, self.models, labels, self._rows, self._seed, self._progress)
+
+    def sources(self, way: Strategy | FeatureStrategy) -> dict[str, Model]:
+        """The sources that a strategy takes, best first where they are ranked; those that do not fit are warned of.
+
+        Args:
+            way: Fine-tuning takes one source, or all in a mixture; features take all.
+
+        Raises:
+            InputError: As `ranking`, where there is something to choose.
+        """
+        if isinstance(way, FeatureStrategy):
+            return self._first(self._ordered(self._auto or self._top is not None), self._top)
+        if way.sources == 1:
+            return self._first(self._ordered(self._auto or len(self.models) > 1), 1)
+        ordered = self._ordered(self._auto or self._top is not None or len({*map(_body, self.models.values())}) > 1)
+        best = next(iter(ordered.values()))
+        alike = {name: model for name, model in ordered.items() if _body(model) == _body(best)}
+        if others := [name for name in ordered if name not in alike]:
+            logger.warning("%s left out: other graphs or sizes than those of %s", _listed(others), next(iter(alike)))
+        return self._first(alike, self._top or (MOST_MIXED if self._auto else None))
+
+    def _ordered(self, rank: bool) -> dict[str, Model]:
+        return {score.name: self.models[score.name] for score in self.ranking} if rank else self.models
+
+    def _first(self, models: dict[str, Model], count: int | None) -> dict[str, Model]:
+        return dict(list(models.items())[:count])
+
+
+def _named(source: Any) -> tuple[str, Any]:
+    return ("a model in memory", source) if not isinstance(source, str | Path) else (str(source), load_source(source))
+
+
+def _checked(named: Iterable[tuple[str, Any]]) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    for name, model in named:
+        if name in models:
+            raise InputError(
+                f"source {name} is given twice: leave one out, or give a dictionary with names of your own"
+            )
+        if not isinstance(model, Model):
+            raise InputError(f"source {name}: found {type(model).__name__}, expected a network, its folder or its name")
+        models[str(name)] = model
+    if not models:
+        raise InputError("no source was given; name one, or 'auto' for the best of those there are")
+    return models
+
+
+def _kind(graph: GraphConfig) -> GraphConfig:
+    """Graph settings without the layout, which changes no result."""
+    return replace(graph, places=GraphConfig.places)
+
+
+def _body(model: Model) -> tuple[Any, ...]:
+    """What the sources of a mixture must have in common."""
+    sizes = model.model
+    return _kind(model.graph), sizes.width, sizes.convolutions, sizes.gaussian_step, sizes.gaussian_max
+
+
+def _listed(names: list[str]) -> str:
+    return f"source{'s' if len(names) > 1 else ''} {', '.join(names)}"
