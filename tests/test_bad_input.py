@@ -304,10 +304,44 @@ def test_a_model_whose_parts_do_not_fit(refused, tmp_path, dataset, change, reas
 def test_a_source_with_other_convolutions_lists_the_differences():
     deeper = replace(source(), model=ModelConfig(width=8, convolutions=2, head_width=8))
     with pytest.raises(InputError, match=r"(?s)does not fit the network:.*- params/conv_1/bias \(16,\): not in the so"):
-        transfer(records(), deeper, "full", K, config=ONE_EPOCH)
+        transfer(records(), deeper, "full", K, config=ONE_EPOCH, seeds=1)
     narrow = replace(source(), model=ModelConfig(width=4, convolutions=1, head_width=8))
     with pytest.raises(InputError, match=r"params/embedding/kernel: \(\d+, 8\) in the source, \(\d+, 4\) needed"):
-        transfer(records(), narrow, "full", K, config=ONE_EPOCH)
+        transfer(records(), narrow, "full", K, config=ONE_EPOCH, seeds=1)
+
+
+STRATEGIES = {
+    "classes for a regressor": (("--strategy", "features:svr", "--task", "classification"), "predicts values, not cla"),
+    "too few rows for a regressor": (
+        ("--strategy", "features:svr", "--train-size", 4), "4 labelled training crystals, features:svr needs 5",
+    ),
+    "a regressor that learns at a rate": (("--strategy", "features:svr", "--rate", "*=0.5"), "trains no network"),
+    "too few rows to choose by": (
+        ("--source", "mp-formation-energy", "--train-size", 9), "9 labelled training crystals: at least 10",
+    ),
+    "a mixture of one": (("--strategy", "multi_source"), "multi_source joins several sources, one was given"),
+    "one source twice": (("--source", "MODEL"), "is given twice"),
+    "a layer that the source lacks": (("--strategy", "freeze:conv_3"), "no strategy 'freeze:conv_3'"),
+    "classes by scale and shift": (("--strategy", "keep_head", "--task", "classification"), "classes cannot be fitted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, reason", STRATEGIES.values(), ids=STRATEGIES.keys())
+def test_a_strategy_that_cannot_be_is_refused(refused, tmp_path, model, arguments, reason):
+    """Before anything is written."""
+    hard = [float(record.targets[K] > 100) for record in records()]
+    crystals = write_lines(tmp_path / "c.jsonl", records(), hard=hard)
+    target = "hard" if "classification" in arguments else K
+    given = [model if argument == "MODEL" else argument for argument in arguments]
+    found = refused("transfer", crystals, "--target", target, "--source", model, *given, "--out", tmp_path / "out")
+    assert re.search(reason, found) and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_a_source(refused, tmp_path, dataset, model):
+    made = ("transfer", dataset, "--source", model, "--strategy", "features:ridge", "--out", tmp_path / "run")
+    assert command(*made) == 0
+    found = refused("transfer", dataset, "--source", tmp_path / "run", "--out", tmp_path / "out")
+    assert f"{tmp_path / 'run'}: a FeatureModel cannot be a source" in found
 
 
 def test_a_model_that_is_not_there(refused, tmp_path, dataset):

@@ -1,6 +1,7 @@
 """A saved model comes back bit for bit, and a damaged folder is told by the name of the file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import toy
 
 from tlcgcnn_jax.bundle import WEIGHTS, Model, flatten, load_bundle, unflatten
 from tlcgcnn_jax.config import GraphConfig, Target
+from tlcgcnn_jax.error_bars import ErrorBar
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.model_folder import CARD, CONFIG
+from tlcgcnn_jax.novelty import fit_novelty
 
 
 def model() -> Model:
@@ -59,6 +62,53 @@ def test_a_model_is_renewed(folder):
     other = Model(GraphConfig(), toy.SIZES, (toy.ENERGY,), Normaliser(np.zeros(1), np.ones(1)), (toy.variables(),))
     assert load_bundle(other.save(folder)).targets == (toy.ENERGY,)
     assert (folder / "test_results.csv").exists()
+
+
+def knowing() -> Model:
+    """With all that a model may know of the crystals it was trained and validated on."""
+    bars = (ErrorBar(0.9, 1.25, True, 40, 2.0),)
+    seen = fit_novelty(np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32))
+    return replace(model(), formulas=("ClNa", "Si"), calibration=bars, novelty=seen)
+
+
+def test_what_it_knows_of_its_crystals_comes_back(tmp_path):
+    saved, loaded = knowing(), load_bundle(knowing().save(tmp_path / "model"))
+    assert (loaded.formulas, loaded.calibration) == (saved.formulas, saved.calibration)
+    for name, array in saved.novelty.arrays().items():
+        np.testing.assert_array_equal(loaded.novelty.arrays()[name], array, err_msg=name)
+    assert "error bars of k_vrh: 90 % interval: ± 1.25 standard deviations" in (tmp_path / "model" / CARD).read_text()
+    model().save(tmp_path / "model")  # what an earlier model knew does not stay behind
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted([CARD, CONFIG, WEIGHTS])
+    assert load_bundle(tmp_path / "model").novelty is None
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path):
+    one, other = knowing().save(tmp_path / "one"), knowing().save(tmp_path / "other")
+    for path in one.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+def test_a_model_of_the_first_format_is_read(folder):
+    edit(folder, lambda c: [c.pop(name) for name in ("kind", "calibration")])
+    loaded = load_bundle(folder)
+    assert (loaded.formulas, loaded.calibration, loaded.novelty) == ((), (), None)
+
+
+LOST = {
+    "no novelty": (lambda f: (f / "novelty.npz").unlink(), "novelty.npz: 0 bytes .*missing"),
+    "formulas cut short": (lambda f: cut(f / "formulas.txt.gz"), "formulas.txt.gz: .*cut short"),
+    "an error bar too many": (lambda f: edit(f, lambda c: c["calibration"].append(None)), "2 entries for 1 targets"),
+    "half an error bar": (lambda f: edit(f, lambda c: c["calibration"][0].pop("n")), "calibration: ErrorBar needs n"),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), LOST.values(), ids=LOST)
+def test_damage_to_what_it_knows_is_told(tmp_path, damage, told):
+    folder = knowing().save(tmp_path / "model")
+    damage(folder)
+    with pytest.raises(InputError, match=told) as error:
+        load_bundle(folder)
+    assert str(folder) in str(error.value)
 
 
 def edit(folder, change):

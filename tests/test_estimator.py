@@ -78,7 +78,7 @@ def test_it_is_a_run_without_test_part(fitted):
         assert (len(split.train), len(split.val), len(split.test)) == parts
         expected = transfer(
             CRYSTALS, source(), "frozen", K, split=random_split(18, 0, *map(int, parts)),
-            config=type(ONE_EPOCH)(epochs=1, batch_size=8, learning_rate=2e-3),
+            config=type(ONE_EPOCH)(epochs=1, batch_size=8, learning_rate=2e-3), seeds=1,
         )  # fmt: skip
         np.testing.assert_array_equal(np.sort(expected.split.train), np.sort(split.train))
         np.testing.assert_allclose(regressor.predict(CRYSTALS), predict(expected.model, CRYSTALS).mean[:, 0], rtol=1e-5)
@@ -126,6 +126,18 @@ def test_an_ensemble_gives_its_spread():
     members = predict(regressor.model_, CRYSTALS[:3]).members[:, :, 0]
     np.testing.assert_allclose(mean, members.mean(0))
     np.testing.assert_allclose(std, members.std(0, ddof=1))
+
+
+def test_features_and_ensembles_of_ways_are_strategies():
+    regressor = CGCNNRegressor(source(), "features:gp", transform="log10").fit(CRYSTALS, MODULI)
+    mean, std = regressor.predict(CRYSTALS, return_std=True)
+    assert (mean > 0).all() and (std > 0).all() and std.shape == (18,)
+    both = CGCNNRegressor({"gap": source()}, "ensemble:keep_head+features:ridge", epochs=1).fit(CRYSTALS, MODULI)
+    parts = [predict(part, CRYSTALS).mean[:, 0] for part in both.model_.parts.values()]
+    np.testing.assert_allclose(both.predict(CRYSTALS), np.mean(parts, 0))
+    plain = CGCNNRegressor(source(), "features:ridge").fit(CRYSTALS, MODULI)
+    with pytest.raises(InputError, match="needs an ensemble"):
+        plain.predict(CRYSTALS, return_std=True)
 
 
 def test_a_logarithm_is_learnt_and_the_unit_kept():

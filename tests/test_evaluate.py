@@ -1,6 +1,7 @@
 """Errors are those of scikit-learn, and predictions know their units."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import (
     Predictions,
     classification_metrics,
+    interval_metrics,
     metrics,
     predict,
     regression_metrics,
@@ -69,6 +71,39 @@ def test_ensemble(predictions):
     np.testing.assert_allclose(predictions.std[:, 0], [np.sqrt(2.0), 0.0])
     np.testing.assert_allclose(predictions.values, [[2.0, 1.0], [2.0, 0.0]])
     assert Predictions(["a"], (Target("gap"),), np.ones((1, 1, 1))).std is None
+
+
+def test_a_member_with_a_standard_deviation_of_its_own():
+    """Of a logarithm: half the interval of one standard deviation to either side, in the unit."""
+    target = Target("k", "GPa", transform="log10")
+    own = np.array([[[0.3], [0.1]]])
+    alone = Predictions(["a", "b"], (target,), np.array([[[10.0], [100.0]]]), own_std=own)
+    np.testing.assert_allclose(alone.learnt_std, own[0])
+    np.testing.assert_allclose(alone.std[:, 0], [(10**1.3 - 10**0.7) / 2, (10**2.1 - 10**1.9) / 2])
+    members = np.array([[[10.0], [100.0]], [[1000.0], [100.0]]])
+    mixed = Predictions(["a", "b"], (target,), members, own_std=np.stack([own[0], np.full((2, 1), NAN)]))
+    np.testing.assert_allclose(mixed.learnt_std[:, 0], [np.sqrt(0.3**2 + 2.0), 0.1])
+
+
+def test_rows_of_predictions(predictions):
+    whole = replace(predictions, low=np.array([[1.0, NAN], [2.0, NAN]]), high=np.array([[3.0, NAN], [4.0, NAN]]),
+                    novelty=np.array([0.5, 2.0]))  # fmt: skip
+    second = whole.select([1])
+    assert second.ids == ["b"] and second.novelty.tolist() == [2.0] and second.low[0, 0] == 2.0
+    np.testing.assert_array_equal(second.mean, predictions.mean[1:])
+    assert whole.novel.startswith("1 of 2 crystals are farther") and ": b; their errors may be larger" in whole.novel
+    assert whole.select([0]).novel == "" and predictions.novel == ""
+    assert list(whole.columns()) == [
+        "prediction:gap", "std:gap", "low:gap", "high:gap", "prediction:metal", "p_0:metal", "p_1:metal", "novelty",
+    ]  # fmt: skip
+
+
+def test_what_intervals_hold(predictions):
+    whole = replace(predictions, low=np.array([[1.0, NAN], [1.5, NAN]]), high=np.array([[3.0, NAN], [2.5, NAN]]))
+    found = interval_metrics(whole, np.array([[1.5, 1.0], [4.0, 0.0]]), np.array([0, 1]))
+    assert found == {"gap": {"coverage_90": 0.5, "interval_width": 1.5}}
+    assert interval_metrics(whole, np.array([[NAN, 1.0], [NAN, 0.0]]), np.array([0, 1])) == {}
+    assert interval_metrics(predictions, np.zeros((2, 2)), np.array([0, 1])) == {}
 
 
 def test_table(predictions, tmp_path):

@@ -316,10 +316,11 @@ def test_statistics_that_are_updated():
 # --- what is computed once must be the same for all jobs --------------------------------------------------------------
 
 
+SEEDS = tuple(dataclasses.replace(job, member=0) for job in JOBS)
 SHARED = {
-    "fresh layers that stay": (find_strategy("scratch", (("embedding/*", 0.0), ("conv_*", 0.0))), JOBS, lambda: []),
+    "fresh layers that stay": (find_strategy("scratch", (("embedding/*", 0.0), ("conv_*", 0.0))), SEEDS, lambda: []),
     "members of an ensemble": (strategy("frozen"), JOBS, lambda: [toy.source(1, members=2)]),
-    "trained before it is frozen": (strategy("frozen", before=(Phase(0.5, ALL),)), JOBS, lambda: [source()]),
+    "trained before it is frozen": (strategy("frozen", before=(Phase(0.5, ALL),)), SEEDS, lambda: [source()]),
 }
 
 

@@ -84,7 +84,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
         >>> "mp-formation-energy" in find_sources()
         True
     """
-    found = {name: load_model(name) for name in shipped()}
+    found = {name: load_source(name) for name in shipped()}
     if own is None:
         return found
     place = Path(own)

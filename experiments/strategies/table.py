@@ -1,6 +1,6 @@
 """The tables of README.md from a study's comparisons.csv, as Markdown.
 
-    python experiments/strategies/table.py STUDY/comparisons.csv
+python experiments/strategies/table.py STUDY/comparisons.csv
 """
 
 import argparse

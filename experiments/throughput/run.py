@@ -38,9 +38,9 @@ from tlcgcnn_jax.dataset import CrystalDataset, build_dataset, load_dataset
 from tlcgcnn_jax.graphs import Graph, Graphs, build_graph, build_graphs
 from tlcgcnn_jax.losses import fit_normaliser, normalise
 from tlcgcnn_jax.model import CGCNN, init_variables
+from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.structures import parse, scan
-from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.train import Hyper, Program, example_graph, init_state, train, train_scan, train_step
 
 HERE = Path(__file__).parent
