@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy
 
-from tlcgcnn_jax import embeddings
+from tlcgcnn_jax import outputs
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig, Target
 from tlcgcnn_jax.embeddings import LAYERS, activations, embed, embed_many
@@ -93,10 +93,10 @@ def test_places_do_not_matter():
 
 def test_sources_of_one_body_share_a_compilation():
     embed(model(), toy.dataset())
-    before = embeddings._features._cache_size()
+    before = outputs._prefix._cache_size()
     for source in (model(seeds=(5,)), model(TWO_LAYERS), model(target=FAMILY)):
         embed(source, toy.dataset())
-    assert embeddings._features._cache_size() == before
+    assert outputs._prefix._cache_size() == before
 
 
 MIXTURE = dataclasses.replace(model(), model=dataclasses.replace(toy.SIZES, sources=2))

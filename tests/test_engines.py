@@ -64,7 +64,7 @@ def test_unknown_engine():
 def ray_cluster():
     """A cluster of three workers on this machine."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
     here = str(Path(__file__).parent)
     ray.init(
         num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False,

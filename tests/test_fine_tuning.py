@@ -201,8 +201,8 @@ def test_cached_is_uncached(name):
     assert all(program.cached is None for program, _ in phases(name, cache=False)[1])
     for one, other in zip(trained(name), trained(name, cache=False), strict=True):
         for ours, theirs in zip(one.history, other.history, strict=True):
-            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
-            assert ours["val_score"] == pytest.approx(theirs["val_score"], rel=1e-4)
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+            assert ours["val_score"] == pytest.approx(theirs["val_score"], rel=1e-3)
         for path, leaf in flatten(other.variables).items():
             np.testing.assert_allclose(flatten(one.variables)[path], leaf, rtol=1e-3, atol=1e-4, err_msg=path)
 

@@ -211,8 +211,9 @@ def test_on_ray(finished, data, tmp_path, monkeypatch):
 
 
 def test_sources_that_the_study_trains(data, tmp_path):
+    source = StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(4, 8), epochs=1, least_updates=1, name="gaps")
     study = dataclasses.replace(
-        STUDY, sources=(StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(4, 8), epochs=1, least_updates=1, name="gaps"),),
+        STUDY, sources=(source,),
         targets=(dataclasses.replace(STUDY.targets[0], data="few.jsonl"),),
         strategies=("full",), baselines=(), sizes=(10,), seeds=1, test=6, learning_rates=(1e-2,), disjoint=True,
     )  # fmt: skip
