@@ -10,7 +10,7 @@ import numpy as np
 from tlcgcnn_jax.analysis import Outcome
 from tlcgcnn_jax.calibration import confidence_curve, coverage, miscalibration_area, sharpness, std_factor
 from tlcgcnn_jax.results import Crystals, Row, RunPredictions, StudyResults
-from tlcgcnn_jax.study_series import Series, best_series, family, source_name
+from tlcgcnn_jax.study_series import Series, best_series, family, source_name, strategy_name
 
 WIDE = 10  # a property whose 5th and 95th percentile differ by this factor is drawn on logarithmic axes
 FEWEST = 20  # crystals of which a calibration curve is drawn
@@ -87,12 +87,12 @@ def _names(series: Sequence[Series]) -> list[str]:
     for way in ways:
         same = [other for other in ways if other.strategy == way.strategy]
         if len(same) == 1:
-            names.append(way.strategy)
+            names.append(strategy_name(way.strategy))
         elif len([other for other in same if other.source == way.source]) > 1:
             size = f"{way.source_size / 1000:.3g}k" if way.source_size >= 1000 else str(way.source_size)
-            names.append(f"{way.strategy} · {size}")
+            names.append(f"{strategy_name(way.strategy)} · {size}")
         else:
-            names.append(f"{way.strategy} · {source_name(way.source)}")
+            names.append(f"{strategy_name(way.strategy)} · {source_name(way.source)}")
     return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
 
 

@@ -13,7 +13,15 @@ from tlcgcnn_jax.analysis import Analysis, Best, Outcome, Way
 from tlcgcnn_jax.page import Html, flat, page, paragraph, table
 from tlcgcnn_jax.results import RunPredictions, StudyResults
 from tlcgcnn_jax.study_data import study_data
-from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, source_name, study_series
+from tlcgcnn_jax.study_series import (
+    Series,
+    best_series,
+    names_of,
+    shared_size,
+    source_name,
+    strategy_name,
+    study_series,
+)
 
 FILES = ("study.css", "chart.js", "curves.js", "crystals.js", "study.js")
 SECTIONS = {
@@ -166,7 +174,8 @@ def _heat(series: Mapping[str, Sequence[Series]], size: int, field: str, names: 
     lines = []
     for name in names:
         cells = "".join(_gain_cell(target, of_target, size, field, name) for target, of_target in series.items())
-        lines.append(f'<tr><th scope="row">{escape(source_name(name))}</th>{cells}</tr>')
+        short = strategy_name(name) if field == "strategy" else source_name(name)
+        lines.append(f'<tr><th scope="row">{escape(short)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col" data-target="{escape(t)}">{escape(t)}</th>' for t in series)
     caption = f"By {field}: gain over scratch with {size:,} training crystals"
     return (
@@ -185,8 +194,8 @@ def _gain_cell(target: str, series: Sequence[Series], size: int, field: str, nam
     if best is None or gain is None:
         return f'<td data-target="{escape(target)}">–</td>'
     several = len([one for one in series if wanted(one.way) and one.at(size)]) > 1
-    other = best.way.source if field == "strategy" else best.way.strategy
-    text = f"{gain.verdict} ({source_name(other)})" if several else gain.verdict
+    other = source_name(best.way.source) if field == "strategy" else strategy_name(best.way.strategy)
+    text = f"{gain.verdict} ({other})" if several else gain.verdict
     whole = round(gain.gain_percent)
     value = f"{whole:+d} %".replace("-", "−") if whole else "0 %"
     return (

@@ -9,7 +9,7 @@ from tlcgcnn_jax.analysis import Analysis
 from tlcgcnn_jax.figure import BLUE, INK, VERMILLION, labelled, log_axis, picture, plain, short
 from tlcgcnn_jax.results import StudyResults, file_name
 from tlcgcnn_jax.statistics import Comparison
-from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, source_name, study_series
+from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, strategy_name, study_series
 
 # As on the page of a study: scratch, then Okabe & Ito's colours, the light ones darker for thin lines on white.
 LINES = (INK, BLUE, VERMILLION, "#009E73", "#B0568C", "#C28A00", "#2F94CD", "#6B6B6B")
@@ -91,7 +91,9 @@ def learning_curves(series: Sequence[Series], path: str | Path, *, name: str, un
         axes.set_xticks([], minor=True)
         axes.grid(axis="y", color="#E6E9EC", linewidth=0.8)
         axes.set(title=plain(name), xlabel="Training crystals", ylabel=labelled("Test MAE", "", unit))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 2 if max(map(len, labels)) <= 40 else 1  # longer ones would leave the picture
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
     return Path(path)
 
 
@@ -112,7 +114,7 @@ def gain_map(series: Mapping[str, Sequence[Series]], size: int, path: str | Path
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("gain", ["#E8A26F", "white", "#6FB0D6"])
-    with picture(path, 2.4 + 1.7 * len(series), 1.5 + 0.55 * len(strategies)) as figure:
+    with picture(path, 3.6 + 1.7 * len(series), 1.5 + 0.55 * len(strategies)) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(gains, cmap=colours, vmin=-FULL_COLOUR, vmax=FULL_COLOUR, aspect="auto")
         for row, line in enumerate(cells):
@@ -120,7 +122,7 @@ def gain_map(series: Mapping[str, Sequence[Series]], size: int, path: str | Path
                 text = _text(cell) if cell else "–"
                 axes.text(column, row, plain(text), ha="center", va="center", fontsize=9, linespacing=1.4)
         axes.set_xticks(range(len(series)), [plain(target) for target in series])
-        axes.set_yticks(range(len(strategies)), [plain(source_name(name)) for name in strategies])
+        axes.set_yticks(range(len(strategies)), [plain(_wrapped(name)) for name in strategies])
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
         axes.spines[:].set_visible(False)
         axes.set_xticks(np.arange(len(series) - 1) + 0.5, minor=True)
@@ -131,6 +133,13 @@ def gain_map(series: Mapping[str, Sequence[Series]], size: int, path: str | Path
         bar = figure.colorbar(image, ax=axes, shrink=0.9, label="Lower test MAE (%)", extend="both")
         bar.outline.set_visible(False)
     return Path(path)
+
+
+def _wrapped(strategy: str) -> str:
+    """A strategy's name in lines that leave room for the table."""
+    import textwrap
+
+    return textwrap.fill(strategy_name(strategy), 32, break_long_words=False, break_on_hyphens=False)
 
 
 def _gain(series: Sequence[Series], size: int, strategy: str) -> Comparison | None:
