@@ -22,6 +22,7 @@ from tlcgcnn_jax.statistics import (
     crossing,
     mean_interval,
 )
+from tlcgcnn_jax.strategies import strategy_name
 
 COMPARISONS = "comparisons.csv"
 NO_EVIDENCE = "no evidence"
@@ -38,7 +39,7 @@ class Way(NamedTuple):
     def __str__(self) -> str:
         size = f" ({self.source_size:,} crystals)" if self.source_size else ""
         origin = f" from {self.source.replace('+', ' + ')}{size}" if self.source else ""
-        return f"`{self.strategy}`{origin}" if self.kind != "scratch" else "training from scratch"
+        return f"`{strategy_name(self.strategy)}`{origin}" if self.kind != "scratch" else "training from scratch"
 
 
 @dataclass(frozen=True)
@@ -301,8 +302,8 @@ def _sentence(best: Outcome, transfer: Outcome | None, word: str) -> str:
             text += f" Scratch needs about {float(f'{best.labels_worth:.2g}'):,.0f} crystals to get there."
         if best.baseline:
             found = best.against_baseline
-            text += f" Against the best baseline, `{best.baseline}`: {found.verdict if found else NO_EVIDENCE}; "
-            text += f"it {_gain_words(found, '', n)}."
+            text += f" Against the best baseline, `{strategy_name(best.baseline)}`: "
+            text += f"{found.verdict if found else NO_EVIDENCE}; it {_gain_words(found, '', n)}."
         return text
     name = "Training from scratch" if best.way.kind == "scratch" else f"The baseline {best.way}"
     text = f"{head} {name} has the lowest validation error; {error}."
@@ -311,7 +312,7 @@ def _sentence(best: Outcome, transfer: Outcome | None, word: str) -> str:
     found, name = (
         (transfer.against_scratch, "scratch")
         if best.way.kind == "scratch"
-        else (transfer.against_baseline, f"`{best.way.strategy}`")
+        else (transfer.against_baseline, f"`{strategy_name(best.way.strategy)}`")
     )
     return f"{text} The best transfer, {transfer.way}, {_gain_words(found, name, n)}."
 

@@ -271,6 +271,19 @@ def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strateg
     return find_strategy(name, convolutions=convolutions)
 
 
+def strategy_name(strategy: str) -> str:
+    """A strategy in a few words: of an ensemble the parts, and of these the source where it was chosen or joined.
+
+    Example:
+        >>> strategy_name("ensemble:full@mp-energy+features:svr@all+ridge")
+        'full + features:svr@all + ridge'
+    """
+    if not strategy.startswith(ENSEMBLE):
+        return strategy
+    parts = (part.partition("@") for part in strategy.removeprefix(ENSEMBLE).split("+"))
+    return " + ".join(f"{name}@{source}" if source in ("all", "auto") else name for name, _, source in parts)
+
+
 def _deep(name: str, convolutions: int) -> Strategy:
     """The strategies that name each layer of a network."""
     layers = ["embedding/*", *(f"conv_{layer}/*" for layer in range(convolutions))]

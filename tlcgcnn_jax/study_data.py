@@ -10,7 +10,8 @@ import numpy as np
 from tlcgcnn_jax.analysis import Outcome
 from tlcgcnn_jax.calibration import confidence_curve, coverage, miscalibration_area, sharpness, std_factor
 from tlcgcnn_jax.results import Crystals, Row, RunPredictions, StudyResults
-from tlcgcnn_jax.study_series import Series, best_series, family, source_name, strategy_name
+from tlcgcnn_jax.strategies import strategy_name
+from tlcgcnn_jax.study_series import Series, best_series, family, source_name
 
 WIDE = 10  # a property whose 5th and 95th percentile differ by this factor is drawn on logarithmic axes
 FEWEST = 20  # crystals of which a calibration curve is drawn

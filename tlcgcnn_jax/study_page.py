@@ -12,6 +12,7 @@ import numpy as np
 from tlcgcnn_jax.analysis import Analysis, Best, Outcome, Way
 from tlcgcnn_jax.page import Html, flat, page, paragraph, table
 from tlcgcnn_jax.results import RunPredictions, StudyResults
+from tlcgcnn_jax.strategies import strategy_name
 from tlcgcnn_jax.study_data import study_data
 from tlcgcnn_jax.study_series import (
     Series,
@@ -19,7 +20,6 @@ from tlcgcnn_jax.study_series import (
     names_of,
     shared_size,
     source_name,
-    strategy_name,
     study_series,
 )
 

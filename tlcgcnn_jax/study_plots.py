@@ -9,7 +9,8 @@ from tlcgcnn_jax.analysis import Analysis
 from tlcgcnn_jax.figure import BLUE, INK, VERMILLION, labelled, log_axis, picture, plain, short
 from tlcgcnn_jax.results import StudyResults, file_name
 from tlcgcnn_jax.statistics import Comparison
-from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, strategy_name, study_series
+from tlcgcnn_jax.strategies import strategy_name
+from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, study_series
 
 # As on the page of a study: scratch, then Okabe & Ito's colours, the light ones darker for thin lines on white.
 LINES = (INK, BLUE, VERMILLION, "#009E73", "#B0568C", "#C28A00", "#2F94CD", "#6B6B6B")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tlcgcnn_jax.analysis import Analysis, Outcome, Way
-from tlcgcnn_jax.strategies import ENSEMBLE
+from tlcgcnn_jax.strategies import strategy_name
 
 SHOWN = 4  # transfers that are drawn unless asked for more; with scratch and one baseline six lines are readable
 COLOURS, SHAPES = 7, ("circle", "square", "triangle", "diamond")
@@ -99,19 +99,6 @@ def family(way: Way) -> str:
     """
     told = "@" in way.strategy or not way.source  # the parts of an ensemble tell where they are from
     return strategy_name(way.strategy) if told else f"{strategy_name(way.strategy)} · {source_name(way.source)}"
-
-
-def strategy_name(strategy: str) -> str:
-    """A strategy in a few words: of an ensemble the parts, and of these the source where it was chosen or joined.
-
-    Example:
-        >>> strategy_name("ensemble:full@mp-energy+features:svr@all+ridge")
-        'full + features:svr@all + ridge'
-    """
-    if not strategy.startswith(ENSEMBLE):
-        return strategy
-    parts = (part.partition("@") for part in strategy.removeprefix(ENSEMBLE).split("+"))
-    return " + ".join(f"{name}@{source}" if source in ("all", "auto") else name for name, _, source in parts)
 
 
 def source_name(source: str) -> str:
