@@ -91,6 +91,7 @@ def _one_core(workers: int) -> None:
 def _on_ray(work: Callable[[T], R], tasks: Sequence[T], workers: int | None) -> Iterator[tuple[T, R]]:
     try:
         import ray
+        import ray.exceptions
     except ImportError as error:
         raise InputError("engine 'ray' needs Ray: pip install 'tlcgcnn_jax[ray]'") from error
     if not ray.is_initialized():
@@ -99,7 +100,8 @@ def _on_ray(work: Callable[[T], R], tasks: Sequence[T], workers: int | None) -> 
         options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or cores()}
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, **options)
     # Ray gives a task out again when its worker or node dies, and to nobody twice when it has ended.
-    remote = ray.remote(num_cpus=1, max_retries=TRIES)(lambda task: work(task))  # Ray takes no other callables
+    call: Any = lambda task: work(task)  # Ray takes functions and no other callables
+    remote: Any = ray.remote(num_cpus=1, max_retries=TRIES)(call)
     most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting, pending = list(tasks), {}
     try:

@@ -91,7 +91,8 @@ def on_device(dataset: CrystalDataset, features: np.ndarray | None = None) -> De
     """The arrays of a dataset on the device, as they are; batches are gathered there."""
     arrays = {name: getattr(dataset, name) for name in DeviceCrystals._fields if name != "features"}
     whole = {name: np.asarray(a, np.float32 if a.dtype.kind == "f" else np.int32) for name, a in arrays.items()}
-    return jax.device_put(DeviceCrystals(**whole, features=features))
+    make: Any = DeviceCrystals  # typed for arrays on the device alone
+    return jax.device_put(make(**whole, features=features))
 
 
 def gather_batch(
@@ -303,7 +304,8 @@ def train_many(
                 for i, rows in enumerate(histories):
                     for row in rows[some[0] :]:
                         on_epoch(i, row)
-    return [_trained(run, *ended) for run, *ended in zip(runs, progress, histories, strict=True)]
+    ended = zip(runs, progress, histories, strict=True)
+    return [_trained(run, one, history) for run, one, history in ended]
 
 
 def _inputs(
@@ -347,7 +349,8 @@ def _as_inputs(found: dict[str, np.ndarray], lengths: Sequence[int], run: Run, c
     )
     patience = config.epochs + 1 if config.patience is None else config.patience
     plans, val_plan = (lengthened(found[n], length) for n, length in zip(("plans", "val_plan"), lengths, strict=True))
-    return Inputs(jnp.asarray(found["labels"]), plans, val_plan, hyper, jnp.int32(config.epochs), jnp.int32(patience))
+    make: Any = Inputs  # typed for arrays on the device alone
+    return make(jnp.asarray(found["labels"]), plans, val_plan, hyper, jnp.int32(config.epochs), jnp.int32(patience))
 
 
 def _start(program: Program, run: Run) -> Progress:

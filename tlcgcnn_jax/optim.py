@@ -116,9 +116,9 @@ def pull_to_start(strength: float) -> optax.GradientTransformation:
         ICML 2018, Eq. 2.
     """
 
-    def update(updates: Any, start: Any, params: Any = None) -> tuple[Any, Any]:
-        pulled = jax.tree.map(lambda u, now, first: u + strength * (now - first), updates, params, start)
-        return pulled, start
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        pulled = jax.tree.map(lambda u, now, first: u + strength * (now - first), updates, params, state)
+        return pulled, state
 
     # A copy: the training step gives up the memory of the parameters that it is handed.
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.array, params), update)
