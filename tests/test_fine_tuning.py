@@ -199,7 +199,7 @@ def test_depth_of_the_cache(name):
 @pytest.mark.parametrize("name", ["frozen", "head", "freeze:conv_0", "head_then_full", "multi_source"])
 def test_cached_is_uncached(name):
     assert all(program.cached is None for program, _ in phases(name, cache=False)[1])
-    # A convolution's bias has no gradient but rounding, of which Adam makes steps of full size; the running means follow.
+    # A convolution's bias has no gradient but rounding, of which Adam makes full steps; the running means follow.
     noisy = name == "head_then_full"
     for one, other in zip(trained(name), trained(name, cache=False), strict=True):
         for ours, theirs in zip(one.history, other.history, strict=True):
