@@ -113,6 +113,14 @@ def test_transfer_of_other_kinds_can_be_predicted_with_and_reported(place, tmp_p
     assert command("report", tmp_path / "run") == 0
 
 
+def test_a_blend_tells_what_it_chose_from(place, tmp_path, capsys):
+    parts = "blend:keep_head+features:ridge"
+    assert transferred(place, tmp_path / "run", parts, "--source", place / "run", "--val-size", 9) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " weight " in line]
+    assert [line[0] for line in lines] == ["keep_head", "features:ridge"]
+    assert sum(float(line[2].rstrip("%")) for line in lines) == pytest.approx(100, abs=1)
+
+
 def test_transfer_from_the_best_source(place, tmp_path, capsys):
     assert (
         transferred(place, tmp_path / "run", "features:ridge", "--source", "auto", "--sources", place, "--top", 1) == 0

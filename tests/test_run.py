@@ -10,6 +10,7 @@ from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
 
 from tlcgcnn_jax import fit, transfer, ways
 from tlcgcnn_jax import train as training
+from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.bundle import flatten
 from tlcgcnn_jax.committee import Committee
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
@@ -20,7 +21,7 @@ from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.feature_model import FeatureModel
 from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.splits import Split, random_split
-from tlcgcnn_jax.strategies import Strategy
+from tlcgcnn_jax.strategies import AUTO_PARTS, Strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.watch import Interrupts
 from tlcgcnn_jax.zoo import load_model
@@ -166,6 +167,7 @@ def test_a_run_of_ones_own_split_without_validation_and_test():
 
 # --- ways that are not one network's ------------------------------------------------------------------
 
+LOG = Target(K, "GPa", transform="log10")
 FEW = Split(np.arange(10), np.arange(10, 19), np.arange(19, 20))  # as many to validate as an interval needs
 
 
@@ -221,6 +223,51 @@ def test_an_ensemble_of_ways(tmp_path):
     assert "The mean of frozen and features:ridge" in run_report(tmp_path / "run").read_text()
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["parts"]["frozen"]["rates"][0] == ["head/*", 0.5]
+
+
+def test_validation_crystals_weight_a_blend(tmp_path):
+    """The weights are those of `choose_weights` on the validation crystals; the model is the mean that they make."""
+    split = Split(np.arange(0, 26), np.arange(26, 38), np.arange(38, 44))
+    parts = ("frozen", "features:ridge", "descriptors:ridge")
+    result = transfer(
+        records(44), source(), f"blend:{'+'.join(parts)}", LOG, split=split, config=ONE_EPOCH, seeds=1,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    made = [transfer(records(44), source(), part, LOG, split=split, config=ONE_EPOCH, seeds=1) for part in parts]
+    learnt = np.log10(np.stack([one.predictions.values[:, 0] for one in made]))
+    labels = np.log10([record.targets[K] for record in records(44)])
+    weights = choose_weights(learnt[:, split.val], labels[split.val])
+    weights[weights < 0.02] = 0
+    weights /= weights.sum()
+    choice = result.model.notes["choice"]
+    assert list(choice) == list(parts)
+    np.testing.assert_allclose([choice[part]["weight"] for part in parts], weights, atol=1e-9)
+    np.testing.assert_allclose([choice[part]["val_mae"] for part in parts], [m.metrics["val"]["mae"] for m in made])
+    together = weights @ np.stack([one.predictions.values[:, 0] for one in made])
+    np.testing.assert_allclose(result.predictions.values[:, 0], together, rtol=1e-5)
+    again = predict(load_model(tmp_path / "run"), records(44))
+    np.testing.assert_array_equal(again.values, result.predictions.values)
+    np.testing.assert_array_equal(again.std, result.predictions.std)
+    assert (tmp_path / "run" / "choice.png").is_file()
+    assert "What was joined" in run_report(tmp_path / "run").read_text()
+
+
+def test_descriptors_alone_ask_no_source():
+    result = transfer(records(), source(), "descriptors:ridge", K)
+    assert result.model.sources == {} and result.overlap == {} and result.model.x.shape[1] == 186
+    again = predict(result.model, records())
+    np.testing.assert_array_equal(again.values, result.predictions.values)
+
+
+def test_auto_takes_regressors_and_networks():
+    result = transfer(records(44), source(), "auto", K, config=ONE_EPOCH, seeds=1)
+    assert tuple(result.model.notes["choice"]) == AUTO_PARTS
+
+
+def test_auto_cannot_learn_classes():
+    from_labels = [replace(record, targets={K: float(i % 2)}) for i, record in enumerate(records())]
+    with pytest.raises(InputError, match="predicts values, not classes"):
+        transfer(from_labels, source(), "auto", Target(K, kind="classification"), config=ONE_EPOCH)
 
 
 def test_the_best_of_the_sources_that_there_are(tmp_path):

@@ -1,12 +1,23 @@
 """Splits are seeded, do not overlap, and refuse what cannot be split."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.splits import Split, k_fold, nested_sizes, overlap, random_split, read_split, write_split
+from tlcgcnn_jax.splits import (
+    Split,
+    k_fold,
+    nested_sizes,
+    overlap,
+    random_split,
+    read_split,
+    read_splits,
+    splits_to_json,
+    write_split,
+)
 
 
 def rows(split: Split) -> list[list[int]]:
@@ -141,6 +152,41 @@ def test_bad_split_files(tmp_path, content: object, words: str) -> None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=words) as error:
         read_split(path, ["a", "b", "c"])
+    assert str(path) in str(error.value)
+
+
+def test_given_splits(tmp_path, caplog) -> None:
+    path, ids = tmp_path / "splits.json", ["a", "b", "c", "d"]
+    path.write_text('[{"train": ["b", "bad"], "test": ["a"]}, {"train": ["a"], "val": ["d", "bad"], "test": ["c"]}]')
+    found = read_splits(path, ids, ["bad", "worse"])
+    assert [rows(split) for split in found] == [[[1], [], [0]], [[0], [3], [2]]]
+    assert "1 of its crystals cannot be used" in caplog.text
+    (tmp_path / "again.json.gz").write_bytes(gzip.compress(splits_to_json(ids, found).encode()))
+    assert [rows(split) for split in read_splits(tmp_path / "again.json.gz", ids)] == [rows(split) for split in found]
+
+
+GOOD = {"train": ["a"], "test": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(GOOD, "not a list of splits", id="one split"),
+        pytest.param([], "not a list of splits", id="none"),
+        pytest.param([GOOD, ["a"]], "split 1, is not a split", id="a list in it"),
+        pytest.param([GOOD, {"train": ["a"], "test": list("wxyz")}], "w, x, y and 1 more", id="unknown ids"),
+        pytest.param([{"train": ["a"], "test": ["a"]}], r"a \(train and test\)", id="in two parts"),
+        pytest.param([GOOD, {"train": ["a"]}], "split 1, leaves nothing to train or test on", id="no test"),
+        pytest.param([{"train": ["bad"], "test": ["a"]}], "leaves nothing to train", id="nothing usable"),
+        pytest.param(None, "cannot be read", id="absent"),
+    ],
+)
+def test_bad_lists_of_splits(tmp_path, content: object, words: str) -> None:
+    path = tmp_path / "splits.json"
+    if content is not None:
+        path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as error:
+        read_splits(path, ["a", "b", "c"], ["bad"])
     assert str(path) in str(error.value)
 
 

@@ -15,21 +15,24 @@ import pytest
 import tiny
 
 from tlcgcnn_jax import study as study_file
+from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import StudyResults
 from tlcgcnn_jax.study import run_study
 from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget
 
 ENSEMBLE = "ensemble:full@gap+ridge"
+BLEND = "blend:full@gap+ridge+scratch"
 STUDY = StudyConfig(
     (StudyTarget("k.jsonl", tiny.K, name="K", unit="log10 GPa", transform="log10"),),
     sources=(StudySource("source", name="gap"),),
     pool="pool",
-    strategies=("full", "features:ridge@auto", "multi_source_gate", ENSEMBLE),
+    strategies=("full", "features:ridge@auto", "multi_source_gate", ENSEMBLE, BLEND),
     baselines=("ridge",),
     sizes=(10,),
     seeds=2,
     test=12,
+    val=0.9,
     learning_rates=(1e-3, 1e-2),
     epochs=2,
     least_updates=1,
@@ -37,7 +40,7 @@ STUDY = StudyConfig(
     model=tiny.MODEL,
     title="Small",
 )
-WAYS = ("scratch", "ridge", "full", "features:ridge", "multi_source_gate", ENSEMBLE)
+WAYS = ("scratch", "ridge", "full", "features:ridge", "multi_source_gate", ENSEMBLE, BLEND)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,20 @@ def test_every_run_once(finished):
     assert len({row["run"] for row in rows}) == len(rows) == len(WAYS) * 2
     for row in finished.rows:
         assert math.isfinite(row.test_mae) and row.test_n == 12 and row.seconds > 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_blend_is_weighted_by_its_validation_crystals(finished, seed):
+    parts = [finished.select(strategy=name, seed=seed)[0].run for name in ("full", "ridge", "scratch")]
+    said = [finished.predictions(run) for run in parts]
+    values = finished.crystals("K").values
+    weights = choose_weights(np.stack([one.val for one in said]), values[said[0].val_rows], seed)
+    assert len(np.unique(weights)) > 1  # nine crystals are enough to choose by
+    found = finished.predictions(finished.select(strategy=BLEND, seed=seed)[0].run)
+    np.testing.assert_allclose(found.test, weights @ np.stack([one.test for one in said]), rtol=1e-6)
+    labels = values[said[0].test_rows]
+    row = finished.select(strategy=BLEND, seed=seed)[0]
+    assert row.test_mae == pytest.approx(np.abs(found.test - labels).mean(), rel=1e-5)
 
 
 def test_all_ways_share_their_crystals(finished):

@@ -78,6 +78,7 @@ BAD = {
     "unknown key": (TARGET + 'colunm = "x"', "no setting colunm"),
     "unknown key above": ("sise = 3\n" + TARGET, "no setting sise"),
     "a string for a list": ('sizes = "100"\n' + TARGET, "a list was expected"),
+    "an unknown transform to learn": (TARGET + 'learn = "sqrt"', "transform 'sqrt'"),
     "too small": ("sizes = [2]\n" + TARGET, "at least 5"),
     "no seed": ("seeds = 0\n" + TARGET, "seeds is 0"),
     "unknown strategy": ('strategies = ["ful"]\n' + TARGET, "no strategy 'ful'"),
@@ -110,7 +111,8 @@ def test_no_file(tmp_path):
 
 def test_relative_paths_are_found_below_a_folder(tmp_path):
     (tmp_path / "a.json").touch()
-    study = StudyConfig((StudyTarget("a.json", "k"), StudyTarget("b.json", "g")))
+    study = StudyConfig((StudyTarget("a.json", "k", splits="a.json"), StudyTarget("b.json", "g")))
     found = below(study, tmp_path)
+    assert [target.splits for target in found.targets] == [str(tmp_path / "a.json"), ""]
     assert [target.data for target in found.targets] == [str(tmp_path / "a.json"), "b.json"]
     assert found.sources[0].model == "mp-formation-energy"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget
-from tlcgcnn_jax.study_grid import Cell, grid, study_split
+from tlcgcnn_jax.study_grid import Cell, given_split, grid, study_split, with_validation
 
 FORMULAS = [f"A{i % 150}B" for i in range(300)]  # two crystals of each
 SIZES = [40, 80, 120]
@@ -58,6 +59,25 @@ def test_too_few():
         splits(known=set(FORMULAS[:140]))
     with pytest.raises(InputError, match="280 crystals to train with"):
         study_split(FORMULAS, [280], 0, 50, 0.25)
+
+
+def test_given_splits_at_several_sizes():
+    given = Split(np.arange(50, 90), np.arange(90, 95), np.arange(95, 99))
+    found = given_split(given, [10, 20, 45], seed=0)
+    assert {*found[10].train} < {*found[20].train} < {*found[45].train} == {*given.train}
+    assert (found[10].train != given_split(given, [10], seed=1)[10].train).any()
+    for split in found.values():
+        np.testing.assert_array_equal(split.val, given.val)
+        np.testing.assert_array_equal(split.test, given.test)
+
+
+def test_validation_rows_are_drawn_where_none_are_given():
+    given = Split(np.arange(100, 300), np.array([], np.int64), np.arange(20))
+    drawn = with_validation(given, FORMULAS, 0, 0.25)
+    assert len(drawn.val) == 40 and sorted([*drawn.train, *drawn.val]) == list(range(100, 300))
+    assert not {FORMULAS[row] for row in drawn.train} & {FORMULAS[row] for row in drawn.val}
+    assert {*drawn.val} != {*with_validation(given, FORMULAS, 1, 0.25).val}
+    assert with_validation(drawn, FORMULAS, 1, 0.25) is drawn
 
 
 STUDY = StudyConfig(

@@ -6,7 +6,7 @@ from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.descriptors import Features
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import transform_labels, untransform
-from tlcgcnn_jax.regressors import REGRESSORS, fit_regressor
+from tlcgcnn_jax.regressors import REGRESSORS, Fitted, fit_regressor
 
 BASELINES = tuple(REGRESSORS)
 
@@ -55,7 +55,17 @@ def baseline_predictions(
     if not np.isfinite(labels).all():
         row = int(np.asarray(train)[np.argmin(np.isfinite(labels))])
         raise InputError(f"target {target.name}: crystal in row {row} has no label: leave it out of the training rows")
-    fitted = fit_regressor(name, features.values[train], labels, seed)
-    mean, std = fitted.predict(features.values[rows])
+    return predict_in_unit(fit_regressor(name, features.values[train], labels, seed), features.values[rows], target)
+
+
+def predict_in_unit(fitted: Fitted, x: np.ndarray, target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and std of a regressor that has learnt a target's transformed value, as `baseline_predictions` says.
+
+    Args:
+        fitted: The regressor.
+        x: float [n, d].
+        target: What it has learnt.
+    """
+    mean, std = fitted.predict(x)
     low, middle, high = (untransform(value, target) for value in (mean - std, mean, mean + std))
     return middle, (high - low) / 2

@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     transfer.add_argument(
         "--strategy", default="full", metavar="NAME",
-        help="full, frozen, head_then_full, keep_head, adapters, …; features:REGRESSOR; ensemble:NAME+NAME; "
+        help="full, frozen, head_then_full, keep_head, adapters, …; features:REGRESSOR; ensemble:NAME+NAME; auto; "
         "a name that there is not is answered by all that there are (default: full)",
     )  # fmt: skip
     transfer.add_argument(
@@ -185,7 +185,7 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     """`tlcgcnn transfer`."""
     from tlcgcnn_jax.run import transfer
     from tlcgcnn_jax.source_choice import AUTO, find_pool
-    from tlcgcnn_jax.ways import check_way
+    from tlcgcnn_jax.ways import check_way, needed_graphs
 
     try:
         check_way(options.strategy)
@@ -199,7 +199,7 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if options.sources is not None and options.source != [AUTO]:
         parser.error(f"--sources goes with --source {AUTO}")
     pool = find_pool(AUTO if options.source == [AUTO] else options.source, options.sources)
-    packed, targets, split = run_data(options, parser, pool.graphs)
+    packed, targets, split = run_data(options, parser, needed_graphs(options.strategy, pool))
     result = transfer(
         packed, pool, options.strategy, targets, top=options.top, split=split, config=config,
         multipliers=tuple(options.rate), seeds=options.seeds, out=options.out, progress=is_watched(),
@@ -326,9 +326,17 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
         for part, values in tables[target.name].items():
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             print(f"{target.name:<24} {part:<6} {shown}{f'  [{target.unit}]' if target.unit else ''}")
+    _tell_choice(result.model)
     _tell_error_bars(result.model)
     files = "model, metrics.json, test_results.csv, pictures"
     print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")
+
+
+def _tell_choice(model: Any) -> None:
+    """What the validation crystals chose from, and how much of it they took."""
+    for name, part in model.notes.get("choice", {}).items():
+        error = f"validation MAE {part['val_mae']:.4g}" if "val_mae" in part else "no validation crystals to choose by"
+        print(f"{name:<24} weight {part['weight']:>4.0%}  {error}")
 
 
 def _tell_error_bars(model: Any) -> None:

@@ -30,8 +30,8 @@ PARTS = "parts"
 class Committee:
     """Models that were trained in different ways on the same crystals.
 
-    Its prediction is the mean over the parts, each with the same weight however many networks it has. Its variance is
-    that of a mixture in equal shares: the mean of the parts' own variances (of those that have one) and the variance
+    Its prediction is the mean over the parts, each with its weight however many networks it has. Its variance is that
+    of a mixture in these shares: the mean of the parts' own variances (of those that have one) and the variance
     between their predictions.
 
     Attributes:
@@ -40,6 +40,7 @@ class Committee:
         notes: As of `Model`.
         formulas: As of `Model`.
         calibration: Error bars of the committee's own predictions.
+        weights: Of the parts, with sum 1; (): all alike.
     """
 
     parts: dict[str, "AnyModel"]
@@ -47,12 +48,19 @@ class Committee:
     notes: dict[str, Any] = field(default_factory=dict)
     formulas: tuple[str, ...] = ()
     calibration: tuple[ErrorBar | None, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         told = {name: ", ".join(target.name for target in part.targets) for name, part in self.parts.items()}
         if len(told) < 2 or any(part.targets != self.targets for part in self.parts.values()):
             each = "; ".join(f"{name} predicts {targets}" for name, targets in told.items()) or "there is none"
             raise InputError(f"a committee needs two or more models of the same targets: {each}")
+        if self.weights and not (
+            len(self.weights) == len(told) and min(self.weights) > 0 and abs(sum(self.weights) - 1) < 1e-6
+        ):
+            raise InputError(
+                f"a committee of {len(told)} with weights {self.weights}: positive ones with sum 1, one each"
+            )
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -73,11 +81,13 @@ class Committee:
         config = {
             "kind": COMMITTEE,
             "targets": [to_dict(target) for target in self.targets],
+            "weights": list(self.weights),
             "calibration": calibration_to_json(self.calibration),
             "metrics": self.metrics,
             "notes": self.notes,
         }
-        card = write_card("Committee", [f"parts, below {PARTS}: {', '.join(self.parts)}"], self)
+        shares = [f"{name} ({weight:.0%})" for name, weight in zip(self.parts, self.weights, strict=False)]
+        card = write_card("Committee", [f"parts, below {PARTS}: {', '.join(shares or self.parts)}"], self)
         inner = {name: (f"{PARTS}/{index}", part) for index, (name, part) in enumerate(self.parts.items())}
         return write_model(folder, PARTS, config, {FORMULAS: formulas_to_bytes(self.formulas)}, card, inner)
 
@@ -97,8 +107,10 @@ def load_committee(folder: str | Path) -> Committee:
         targets = tuple(from_dict(Target, target, "targets") for target in config["targets"])
         calibration = calibration_from_json(config["calibration"], targets, folder)
         places, metrics, notes = inner_folders(folder, config), config["metrics"], config["notes"]
+        weights = tuple(float(weight) for weight in config.get("weights", ()))  # older committees have none
     parts = {name: load_any(place) for name, place in places.items()}
-    return Committee(parts, metrics, notes, bytes_to_formulas(read_file(folder, FORMULAS, config)), calibration)
+    formulas = bytes_to_formulas(read_file(folder, FORMULAS, config))
+    return Committee(parts, metrics, notes, formulas, calibration, weights)
 
 
 def load_any(folder: str | Path) -> AnyModel:

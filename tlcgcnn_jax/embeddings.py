@@ -8,6 +8,7 @@ import numpy as np
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.bundle import Model, check_graph
+from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.descriptors import descriptors
 from tlcgcnn_jax.errors import InputError
@@ -63,8 +64,8 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
     """Embeddings by several sources, side by side.
 
     Args:
-        sources: Models by name; of an ensemble, the first network counts.
-        crystals: With the graph settings of every source.
+        sources: Models by name; of an ensemble, the first network counts. None are needed for descriptors alone.
+        crystals: With the graph settings of every source, or the default ones where there is none.
         layers: As in `embed`; "descriptors" adds those of `descriptors.descriptors`, once, as a block of that name.
 
     Raises:
@@ -77,12 +78,12 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
         >>> embed_many({"energy": model}, pack_graphs(textbook_records()[:3], [model.graph])).blocks
         {'energy': slice(0, 192, None)}
     """
-    if not sources:
-        raise InputError("no source to embed with: give at least one model")
     own = tuple(layer for layer in layers if layer != DESCRIPTORS)
-    parts = {name: embed(model, graphs_for(name, model, crystals), own) for name, model in sources.items()}
+    if own and not sources:
+        raise InputError("no source to embed with: give at least one model")
+    parts = {name: embed(model, graphs_for(name, model, crystals), own) for name, model in sources.items() if own}
     if own != tuple(layers):
-        first = graphs_for(*next(iter(sources.items())), crystals)
+        first = graphs_for(*next(iter(sources.items())), crystals) if sources else crystals[GraphConfig()]
         parts[DESCRIPTORS] = descriptors(first).values.astype(np.float32)
     ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
     blocks = {name: slice(end - parts[name].shape[1], end) for name, end in zip(parts, ends, strict=True)}

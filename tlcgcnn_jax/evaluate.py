@@ -67,7 +67,8 @@ def _said(model: AnyModel, crystals: GraphSets, batch_size: int | None) -> Predi
         own = np.stack([unknown if std is None else std for std in stds])
         known = [part.novelty for part in parts if part.novelty is not None]
         members, novelty = np.stack([part.mean for part in parts]), np.mean(known, 0) if known else None
-        return Predictions(ids, targets, members, own_std=own, novelty=novelty)
+        weights = np.array(model.weights) if model.weights else None
+        return Predictions(ids, targets, members, own_std=own, novelty=novelty, weights=weights)
     if isinstance(model, FeatureModel):
         table = model.features(crystals)
         each = [fitted.predict(table) for fitted in model.fitted]

@@ -44,8 +44,8 @@ class FeatureModel:
     seconds after loading and gives the same numbers each time.
 
     Attributes:
-        sources: Networks by name; of an ensemble the first counts.
-        layers: Some of `embeddings.LAYERS`, of each source.
+        sources: Networks by name; of an ensemble the first counts. None for descriptors alone.
+        layers: Some of `embeddings.LAYERS`, of each source, and "descriptors".
         targets: Values, not classes.
         regressor: One of `regressors.REGRESSORS`.
         seed: Of the regressor.
@@ -72,7 +72,7 @@ class FeatureModel:
     @property
     def graphs(self) -> tuple[GraphConfig, ...]:
         """Kinds of graphs that a prediction needs."""
-        return tuple(model.graph for model in self.sources.values())
+        return tuple(model.graph for model in self.sources.values()) or (GraphConfig(),)
 
     @functools.cached_property
     def fitted(self) -> tuple[Fitted, ...]:
@@ -113,12 +113,12 @@ class FeatureModel:
             "notes": self.notes,
         }
         files = {TABLE: arrays_to_bytes({"x": self.x, "y": self.y}), FORMULAS: formulas_to_bytes(self.formulas)}
-        about = [
-            f"regressor: {REGRESSORS[self.regressor].summary}, on {self.x.shape[1]:,} activations "
-            f"({', '.join(self.layers)}) of {len(self.x):,} crystals",
-            f"sources, copied below {SOURCES}: {', '.join(self.sources)}",
-        ]
-        card = write_card(f"Regressor {self.regressor} on network features", about, self)
+        columns = f"{self.x.shape[1]:,} columns ({', '.join(self.layers)})"
+        about = [f"regressor: {REGRESSORS[self.regressor].summary}, on {columns} of {len(self.x):,} crystals"]
+        if self.sources:
+            about.append(f"sources, copied below {SOURCES}: {', '.join(self.sources)}")
+        kind = "network features" if self.sources else "descriptors"
+        card = write_card(f"Regressor {self.regressor} on {kind}", about, self)
         inner = {
             name: (f"{SOURCES}/{_folder_name(i, name)}", model) for i, (name, model) in enumerate(self.sources.items())
         }
@@ -194,7 +194,7 @@ def load_feature_model(folder: str | Path) -> FeatureModel:
         InputError: The folder is no feature model, or something in it is missing or damaged.
     """
     folder = Path(folder)
-    config = read_config(folder, FEATURES, (TABLE, SOURCES))
+    config = read_config(folder, FEATURES, (TABLE,))
     with damage_named(folder):
         targets = tuple(from_dict(Target, target, "targets") for target in config["targets"])
         layers, regressor, seed = tuple(config["layers"]), str(config["regressor"]), int(config["seed"])

@@ -141,7 +141,7 @@ def inner_folders(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
         InputError: One is missing or is not the one that was saved.
     """
     out = {}
-    for one in config["inner"]:
+    for one in config.get("inner", ()):
         place = folder / one["folder"]
         if not (place / CONFIG).is_file() or _digest(place) != one["sha256"]:
             raise InputError(f"{place}: missing, or changed since the model was saved; copy the whole folder again")

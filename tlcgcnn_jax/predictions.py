@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
+from tlcgcnn_jax.blending import weighted_std
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import Skipped
 
@@ -28,6 +29,7 @@ class Predictions:
         low: float64 [n, n_target], lower end of the 90 % interval in the targets' units, NaN for targets without;
             None for a model without error bars.
         high: The upper end.
+        weights: float64 [n_member], of the members in the mean, with sum 1; None: all alike.
         novelty: float64 [n], distance to the training crystals; above 1 farther from them than 95 % of these are from
             each other. None where the model does not know its training crystals.
     """
@@ -40,11 +42,12 @@ class Predictions:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     novelty: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
         """Mean over the members, [n, outputs]."""
-        return self.members.mean(0)
+        return self.members.mean(0) if self.weights is None else np.tensordot(self.weights, self.members, 1)
 
     @property
     def std(self) -> np.ndarray | None:
@@ -56,7 +59,7 @@ class Predictions:
                     middle, std = _learnt(self.members[:, :, part.start], target), self.own_std[:, :, column]
                     low, high = (losses.untransform(end, target) for end in (middle - std, middle + std))
                     own[:, :, part.start] = (high - low) / 2
-        return _total_std(self.members, own)
+        return _total_std(self.members, own, self.weights)
 
     @property
     def learnt_std(self) -> np.ndarray | None:
@@ -68,7 +71,8 @@ class Predictions:
             for target, part in self._parts
         ]
         members = np.stack(columns, -1)
-        return _total_std(members, np.full(members.shape, np.nan) if self.own_std is None else self.own_std)
+        own = np.full(members.shape, np.nan) if self.own_std is None else self.own_std
+        return _total_std(members, own, self.weights)
 
     @property
     def values(self) -> np.ndarray:
@@ -152,12 +156,14 @@ def _learnt(values: np.ndarray, target: Target) -> np.ndarray:
     return losses.transform_labels(values.reshape(-1, 1), [target]).reshape(values.shape)
 
 
-def _total_std(members: np.ndarray, own: np.ndarray) -> np.ndarray | None:
-    """Of a mixture in equal shares, [n, columns]: mean own variance (where known) and variance between the members."""
+def _total_std(members: np.ndarray, own: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
+    """Of a mixture, [n, columns]: mean own variance (where known) and variance between the members."""
     known = np.isfinite(own)
     if len(members) < 2 and not known.any():
         return None
-    within = np.where(known, own, 0.0) ** 2
-    within = within.sum(0) / np.maximum(known.sum(0), 1)
-    between = members.var(0, ddof=1) if len(members) > 1 else np.where(known.any(0), 0.0, np.nan)
+    weights = np.full(len(members), 1 / len(members)) if weights is None else weights
+    within = np.tensordot(weights, np.where(known, own, 0.0) ** 2, 1)
+    share = np.tensordot(weights, known.astype(float), 1)
+    within = within / np.where(share > 0, share, 1.0)
+    between = weighted_std(members, weights) ** 2 if len(members) > 1 else np.where(known.any(0), 0.0, np.nan)
     return np.sqrt(within + between)

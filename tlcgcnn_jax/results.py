@@ -16,7 +16,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 
 STUDY, RESULTS, PREDICTIONS, CRYSTALS = "study.json", "results.csv", "predictions", "crystals"
-DATASETS, SOURCES = "datasets", "sources"  # what the runs are made from, prepared at the start
+DATASETS, SOURCES, SPLITS = "datasets", "sources", "splits"  # what the runs are made from, prepared at the start
 NAN = float("nan")
 KINDS = ("scratch", "transfer", "baseline")
 
@@ -224,7 +224,7 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the study (--out)")
     # A start that was cut short leaves these without study.json, which is written last.
-    prepared = {CRYSTALS, DATASETS, SOURCES}
+    prepared = {CRYSTALS, DATASETS, SOURCES, SPLITS}
     if not folder.is_dir() or not {p.name for p in folder.iterdir() if not p.name.startswith(".")} - prepared:
         return False
     before = StudyResults(folder).study.get("settings", {})

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from tlcgcnn_jax import evaluate
+from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -26,7 +27,7 @@ from tlcgcnn_jax.source_choice import SourceChoice, find_pool
 from tlcgcnn_jax.splits import Split, overlap, random_split
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy
 from tlcgcnn_jax.watch import Interrupts
-from tlcgcnn_jax.ways import Lesson, Plan, Workplace, plan_scratch, plan_transfer
+from tlcgcnn_jax.ways import Lesson, Plan, Workplace, needed_graphs, plan_scratch, plan_transfer
 
 RANKING = "source_ranking.csv"
 SHOWN = 10  # sources of a ranking that are printed
@@ -136,7 +137,8 @@ def transfer(
         source: A model, its folder, the name of a shipped one, a list of these or a dictionary of models by name, or
             "auto" for the best of those there are. A strategy of one source takes the best of several.
         strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
-            "ensemble:NAME+NAME" for the mean of several; or a strategy of your own.
+            "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation crystals weight;
+            "auto" for the blend that does best over many targets; or a strategy of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.
@@ -166,7 +168,8 @@ def transfer(
     """
     tell = tell or (lambda text: None)
     pool = find_pool(source, sources)
-    crystals, chosen = _prepared(data, targets, pool.graphs, labels, id_column, on_error, progress)
+    graphs = needed_graphs(strategy, pool)
+    crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress)
     lesson = _lesson(crystals, chosen, split, config, seeds)
     choice = SourceChoice(pool, crystals, chosen, lesson.split.train, config.seed, top, progress)
     plan = plan_transfer(lesson, strategy, multipliers, choice)
@@ -212,7 +215,8 @@ def _carry_out(
     if len(targets) > 1:
         metrics["targets"] = {t.name: {part: values[t.name] for part, values in each.items()} for t in targets}
     told = {name: value for name, value in about.items() if name not in ("model", "overlap")}
-    notes = {**told, "crystals trained on": len(split.train), "versions": settings["versions"]}
+    own = {CHOICE: made.model.notes[CHOICE]} if CHOICE in made.model.notes else {}
+    notes = {**told, **own, "crystals trained on": len(split.train), "versions": settings["versions"]}
     model = replace(made.model, metrics=metrics, notes=notes)
     if folder:
         test = predictions.select(split.test)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.predictions import Predictions
-from tlcgcnn_jax.run_pictures import run_pictures
+from tlcgcnn_jax.run_pictures import draw_choice, run_pictures
 from tlcgcnn_jax.splits import Split, read_split, write_split
 
 SETTINGS, SPLIT, HISTORY, METRICS = "settings.json", "split.json", "metrics.jsonl", "metrics.json"
@@ -64,6 +65,8 @@ def finish_run(
     write_whole(folder / HISTORY, "".join(to_json(row) + "\n" for row in history).encode())
     test.write(folder / "test_results.csv", labels)
     run_pictures(folder, history, best_epochs, test, labels)
+    if choice := model.notes.get(CHOICE):
+        draw_choice(folder, choice, model.targets[0], model.metrics.get("val", {}).get("mae"))
     # Last, since it says that the run is finished.
     write_whole(folder / METRICS, to_json(model.metrics, indent=1).encode())
 

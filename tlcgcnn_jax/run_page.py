@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import plots
+from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.config import Target, from_dict
 from tlcgcnn_jax.error_bars import ErrorBar
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import read_json, read_object
 from tlcgcnn_jax.model_folder import COMMITTEE, FEATURES
 from tlcgcnn_jax.page import Html, figure, flat, number, page, paragraph, plus_minus, result, section, table
-from tlcgcnn_jax.run_pictures import Outcome, draw, read_outcomes
+from tlcgcnn_jax.run_pictures import Outcome, draw, draw_choice, read_outcomes
 from tlcgcnn_jax.trust import trust
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl", "settings.json", "test_results.csv")
@@ -51,6 +52,7 @@ def run_page(folder: Path, drawn: Path) -> str:
         *(_headline(outcome, each.get(outcome.target.name, {})) for outcome in outcomes),
         *(paragraph(text) for text in _about(config, settings)),
         section("Errors", *(_errors(target, each.get(target.name, {})) for target in targets)),
+        section("What was joined", *_choice(config, metrics, targets[0], drawn)),
         section("Training", *curve),
         section("Test crystals", *others),
         section("Error bars", *_trust(folder, config, outcomes, each, drawn)),
@@ -129,6 +131,14 @@ def _errors(target: Target, metrics: Mapping[str, Any]) -> Html:
     header = ["part", *(NAMES[key] + (with_unit if key in IN_UNIT else "") for key in keys)]
     rows = [[part, *(values.get(key) for key in keys)] for part, values in parts.items()]
     return table(header, rows, f"Errors of {target.name} on each part of the data")
+
+
+def _choice(config: Mapping[str, Any], metrics: Mapping[str, Any], target: Target, drawn: Path) -> Iterator[Html]:
+    """The strategies that the validation crystals chose from, if they did."""
+    choice = config.get("notes", {}).get(CHOICE)
+    if choice:
+        found = draw_choice(drawn, choice, target, metrics.get("val", {}).get("mae"))
+        yield figure(found.path, found.alt, found.caption)
 
 
 def _worst(outcome: Outcome) -> Html:

@@ -11,6 +11,7 @@ import numpy as np
 from tlcgcnn_jax import plots
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.figure import BLUE, GREY, VERMILLION, labelled, picture, plain
 from tlcgcnn_jax.predictions import Predictions
 
 
@@ -109,6 +110,44 @@ def draw(
                 Picture(path, alt, "True against false positives for every threshold; the dashed line is chance.")
             )
     return out
+
+
+def draw_choice(
+    folder: Path, choice: Mapping[str, Mapping[str, float]], target: Target, whole: float | None = None
+) -> Picture:
+    """Draw what a weighted mean was chosen from: the validation error of each part, and its weight.
+
+    Args:
+        folder: Where to write choice.png.
+        choice: {"weight", "val_mae"} of each part, by name; no "val_mae" where nothing was there to choose by.
+        target: Whose error it is.
+        whole: Validation error of the weighted mean, for a line.
+    """
+    names = list(choice)
+    path, rows = folder / "choice.png", np.arange(len(names))
+    weights = np.array([choice[name]["weight"] for name in names])
+    errors = np.array([choice[name].get("val_mae", float("nan")) for name in names])
+    with picture(path, 7.5, 1.3 + 0.38 * len(names)) as drawn:
+        left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        left.scatter(errors, rows, s=46, color=np.where(weights > 0, BLUE, GREY), zorder=3)
+        if whole is not None:
+            left.axvline(whole, color=VERMILLION, linewidth=1.4, zorder=2)
+            left.annotate(
+                "weighted mean", (whole, 1), xycoords=("data", "axes fraction"), xytext=(4, 2),
+                textcoords="offset points", color=VERMILLION, fontsize=9,
+            )  # fmt: skip
+        left.set_yticks(rows, [plain(name) for name in names])
+        left.set_ylim(len(names) - 0.5, -0.5)
+        left.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        left.set_xlabel(labelled("validation MAE of", target.name, target.unit))
+        right.barh(rows, 100 * weights, height=0.55, color=BLUE)
+        for row, weight in zip(rows, weights, strict=True):
+            right.annotate(f"{100 * weight:.0f} %", (100 * weight, row), xytext=(4, 0), textcoords="offset points",
+                           va="center", fontsize=9)  # fmt: skip
+        right.set_xlim(0, max(100 * weights.max() * 1.25, 1))
+        right.set_xlabel("weight (%)")
+    caption = "The parts that the validation crystals chose from; the test crystals had no say."
+    return Picture(path, f"Validation error and weight of {len(names)} strategies.", caption)
 
 
 def read_outcomes(columns: Mapping[str, Any], targets: Sequence[Target], where: str) -> list[Outcome]:

@@ -1,16 +1,21 @@
 """Which crystals train, validate and test: seeded splits, folds, nested training sets, and overlaps."""
 
 import json
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.readers import read_bytes
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("train", "val", "test")
+_EXPECTED = '{"train": [ids], "val": [ids], "test": [ids]}'
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,33 +172,69 @@ def read_split(path: str | Path, ids: Sequence[str]) -> Split:
     Raises:
         InputError: Not such a file, an unknown id, an id named twice, or nothing to train on.
     """
-    path = Path(path)
+    return _split(_read(Path(path)), str(path), ids)
+
+
+def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = ()) -> list[Split]:
+    """Given splits from a JSON file (.json.gz too): a list of what `read_split` reads, each with something to test on.
+
+    Args:
+        path: The file.
+        ids: Ids of the dataset's crystals, in its order.
+        unusable: Ids of further crystals, which cannot be used; they are dropped, and counted in a warning.
+
+    Raises:
+        InputError: Not such a file, or a split that `read_split` would refuse or that tests nothing; it is numbered.
+    """
+    found = _read(Path(path))
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{path} is not a list of splits: expected [{_EXPECTED}, ...], one for each seed")
+    splits, dropped = [], set()
+    for number, parts in enumerate(found):
+        where = f"{path}, split {number},"
+        split = _split(parts, where, [*ids, *unusable])
+        rows = {part: getattr(split, part) for part in _PARTS}
+        dropped |= {row for part in rows.values() for row in part.tolist() if row >= len(ids)}
+        splits.append(Split(**{part: rows[part][rows[part] < len(ids)] for part in _PARTS}))
+        if not (len(splits[-1].train) and len(splits[-1].test)):
+            raise InputError(f"{where} leaves nothing to train or test on: name crystals that can be used in both")
+    if dropped:
+        logger.warning("%s: %d of its crystals cannot be used and are left out of the splits", path, len(dropped))
+    return splits
+
+
+def _read(path: Path) -> Any:
     try:
-        parts = json.loads(path.read_text())
+        return json.loads(read_bytes(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    expected = 'expected {"train": [ids], "val": [ids], "test": [ids]}'
+
+
+def _split(parts: Any, where: str, ids: Sequence[str]) -> Split:
+    """The rows that the parts of a split name."""
+    expected = f"expected {_EXPECTED}"
     if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
-        raise InputError(f"{path} is not a split: {expected}")
+        raise InputError(f"{where} is not a split: {expected}")
     if set(parts) - set(_PARTS):
-        raise InputError(f"{path} has the part {', '.join(sorted(set(parts) - set(_PARTS)))}: {expected}")
+        raise InputError(f"{where} has the part {', '.join(sorted(set(parts) - set(_PARTS)))}: {expected}")
     row = {name: i for i, name in enumerate(ids)}
     named = [(str(name), part) for part in _PARTS for name in parts.get(part, [])]
     unknown = [name for name, _ in named if name not in row]
     if unknown:
-        raise InputError(f"{path} names {_some(unknown)}, not in the dataset of {len(ids)} crystals: correct the ids")
-    where: dict[str, str] = {}
+        raise InputError(f"{where} names {_some(unknown)}, not in the dataset of {len(ids)} crystals: correct the ids")
+    part_of: dict[str, str] = {}
     twice = []
     for name, part in named:
-        if name in where:
-            twice.append(f"{name} ({where[name]} and {part})" if where[name] != part else f"{name} (twice in {part})")
-        where[name] = part
+        if name in part_of:
+            before = part_of[name]
+            twice.append(f"{name} ({before} and {part})" if before != part else f"{name} (twice in {part})")
+        part_of[name] = part
     if twice:
-        raise InputError(f"{path} names {_some(twice)}: a crystal belongs to one part, once")
+        raise InputError(f"{where} names {_some(twice)}: a crystal belongs to one part, once")
     if not parts.get("train"):
-        raise InputError(f"{path}: nothing to train on, its train part is empty or absent; {expected}")
+        raise InputError(f"{where}: nothing to train on, its train part is empty or absent; {expected}")
     return Split(*(np.array([row[str(name)] for name in parts.get(part, [])], np.int64) for part in _PARTS))
 
 
@@ -203,11 +244,24 @@ def write_split(path: str | Path, ids: Sequence[str], split: Split) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    parts = {part: [ids[row] for row in getattr(split, part).tolist()] for part in _PARTS}
     try:
-        Path(path).write_text(json.dumps(parts, indent=1) + "\n")
+        Path(path).write_text(json.dumps(_ids(ids, split), indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def splits_to_json(ids: Sequence[str], splits: Sequence[Split]) -> str:
+    """Several splits as ids, for `read_splits`.
+
+    Example:
+        >>> splits_to_json(["a", "b", "c"], [Split(np.array([2]), np.array([], int), np.array([0, 1]))])
+        '[{"train": ["c"], "val": [], "test": ["a", "b"]}]'
+    """
+    return json.dumps([_ids(ids, split) for split in splits])
+
+
+def _ids(ids: Sequence[str], split: Split) -> dict[str, list[str]]:
+    return {part: [ids[row] for row in getattr(split, part).tolist()] for part in _PARTS}
 
 
 def overlap(source_formulas: Sequence[str], target_formulas: Sequence[str]) -> Overlap:
@@ -262,6 +316,6 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _some(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

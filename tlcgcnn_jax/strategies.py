@@ -10,7 +10,8 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.optim import ALL, Rates
 
 BATCH_NORMS = ("source", "target", "update")
-FREEZE, FEATURES, HYBRID, ENSEMBLE = "freeze:", "features:", "hybrid:", "ensemble:"
+FREEZE, FEATURES, HYBRID, DESCRIPTORS = "freeze:", "features:", "hybrid:", "descriptors:"
+ENSEMBLE, BLEND, AUTO = "ensemble:", "blend:", "auto"
 LAYER_DECAY = 2.6  # from one layer to the next below it (Howard & Ruder, ACL 2018, section 3.2)
 
 
@@ -101,7 +102,8 @@ class FeatureStrategy:
     """A regressor on what the sources make of the crystals, which stay as they are.
 
     Attributes:
-        name: "features:" and the regressor, or "hybrid:" and the regressor, with descriptors of the crystals beside.
+        name: "features:" and the regressor; "hybrid:" and the regressor, with descriptors of the crystals beside; or
+            "descriptors:" and the regressor, which asks no source: what transfer has to beat.
         regressor: One of `regressors.REGRESSORS`.
         layers: Some of `embeddings.LAYERS`, of each source, and "descriptors".
     """
@@ -116,12 +118,18 @@ class EnsembleStrategy:
     """The mean of what several strategies predict.
 
     Attributes:
-        name: "ensemble:" and the parts, joined by "+".
+        name: "ensemble:" or "blend:" and the parts, joined by "+"; or "auto".
         parts: Names of strategies; in a study, NAME@SOURCE stands for that of another source.
+        weighted: The validation crystals choose the weights ("blend:", "auto"); otherwise all are equal.
     """
 
     name: str
     parts: tuple[str, ...]
+    weighted: bool = False
+
+
+# What "auto" chooses from: fine-tuning, all sources' features, and descriptors alone in case no source helps.
+AUTO_PARTS = ("full", "features:svr", "hybrid:svr", "descriptors:svr", "descriptors:gp")
 
 
 HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))
@@ -242,7 +250,9 @@ def find_strategy(
     """
     if isinstance(strategy, str):
         if strategy not in strategy_names(convolutions):
-            known = (*STRATEGIES, *DEEP, f"{FEATURES}REGRESSOR", f"{HYBRID}REGRESSOR", f"{ENSEMBLE}NAME+NAME")
+            others = (*(f"{kind}REGRESSOR" for kind in (FEATURES, HYBRID, DESCRIPTORS)),
+                      *(f"{kind}NAME+NAME" for kind in (ENSEMBLE, BLEND)), AUTO)  # fmt: skip
+            known = (*STRATEGIES, *DEEP, *others)
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
         strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
     before = tuple(replace(phase, rates=check_rates((*multipliers, *phase.rates))) for phase in strategy.before)
@@ -250,7 +260,8 @@ def find_strategy(
 
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
-    """A strategy of any kind by name: of fine-tuning, "features:REGRESSOR", "hybrid:REGRESSOR" or "ensemble:NAME+NAME".
+    """A strategy of any kind by name: of fine-tuning, of a regressor ("features:", "hybrid:", "descriptors:"), the mean
+    of several ("ensemble:NAME+NAME", weighted by validation crystals as "blend:NAME+NAME"), or "auto".
 
     Raises:
         InputError: Unknown name.
@@ -259,15 +270,20 @@ def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strateg
         >>> find_way("ensemble:full+features:svr").parts
         ('full', 'features:svr')
     """
+    if name == AUTO:
+        return EnsembleStrategy(AUTO, AUTO_PARTS, weighted=True)
     if name.startswith(FEATURES):
         return FeatureStrategy(name, name.removeprefix(FEATURES))
     if name.startswith(HYBRID):
         return FeatureStrategy(name, name.removeprefix(HYBRID), ("pooled", "hidden", "descriptors"))
-    if name.startswith(ENSEMBLE):
-        parts = tuple(name.removeprefix(ENSEMBLE).split("+"))
-        if len(parts) < 2 or any(part.startswith(ENSEMBLE) for part in parts):
-            raise InputError(f"{name}: at least two strategies, none of them an ensemble: ensemble:full+features:svr")
-        return EnsembleStrategy(name, parts)
+    if name.startswith(DESCRIPTORS):
+        return FeatureStrategy(name, name.removeprefix(DESCRIPTORS), ("descriptors",))
+    for kind in (ENSEMBLE, BLEND):
+        if name.startswith(kind):
+            parts = tuple(name.removeprefix(kind).split("+"))
+            if len(parts) < 2 or any(part == AUTO or part.startswith((ENSEMBLE, BLEND)) for part in parts):
+                raise InputError(f"{name}: at least two strategies, none of them an ensemble: {kind}full+features:svr")
+            return EnsembleStrategy(name, parts, weighted=kind == BLEND)
     return find_strategy(name, convolutions=convolutions)
 
 
@@ -278,10 +294,12 @@ def strategy_name(strategy: str) -> str:
         >>> strategy_name("ensemble:full@mp-energy+features:svr@all+ridge")
         'full + features:svr@all + ridge'
     """
-    if not strategy.startswith(ENSEMBLE):
+    kind = next((kind for kind in (ENSEMBLE, BLEND) if strategy.startswith(kind)), None)
+    if kind is None:
         return strategy
-    parts = (part.partition("@") for part in strategy.removeprefix(ENSEMBLE).split("+"))
-    return " + ".join(f"{name}@{source}" if source in ("all", "auto") else name for name, _, source in parts)
+    parts = (part.partition("@") for part in strategy.removeprefix(kind).split("+"))
+    told = " + ".join(f"{name}@{source}" if source in ("all", "auto") else name for name, _, source in parts)
+    return f"weighted {told}" if kind == BLEND else told
 
 
 def _deep(name: str, convolutions: int) -> Strategy:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tlcgcnn_jax import losses
 from tlcgcnn_jax.analysis import Analysis, analyse, write_analysis
 from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
@@ -16,12 +17,33 @@ from tlcgcnn_jax.engines import run_tasks
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.machine import processor, versions
-from tlcgcnn_jax.results import SOURCES, Crystals, Row, StudyResults, check_study, file_name, start_study
+from tlcgcnn_jax.results import (
+    SOURCES,
+    SPLITS,
+    STUDY,
+    Crystals,
+    Row,
+    StudyResults,
+    check_study,
+    file_name,
+    start_study,
+)
 from tlcgcnn_jax.run import fit
-from tlcgcnn_jax.splits import nested_sizes, overlap, random_split
+from tlcgcnn_jax.splits import nested_sizes, overlap, random_split, read_splits, splits_to_json
 from tlcgcnn_jax.strategies import EnsembleStrategy
-from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, below, read_study, source_name, target_name
-from tlcgcnn_jax.study_grid import Cell, grid
+from tlcgcnn_jax.study_config import (
+    SHIPPED,
+    StudyConfig,
+    StudySource,
+    StudyTarget,
+    below,
+    learnt_target,
+    read_study,
+    source_name,
+    target_name,
+    training_sizes,
+)
+from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, grid, with_validation
 from tlcgcnn_jax.study_plots import study_pictures
 from tlcgcnn_jax.study_work import Desk, Task, called, dataset_folder, labelled, work
 from tlcgcnn_jax.zoo import find_sources, load_model
@@ -62,10 +84,13 @@ def run_study(
     check_study(folder, to_dict(plan))
     results, alone = _prepared(plan, Path(data), folder, progress)
     desk = Desk(folder)
+    plan = desk.study  # which knows the sizes of given splits
     for target in plan.targets:  # what cannot be split is refused before hours of work
         for seed in range(plan.seeds):
-            desk.split(target_name(target), (target.sizes or plan.sizes)[0], seed)
+            desk.split(target_name(target), training_sizes(plan, target)[0], seed)
     cells, ensembles = grid(plan, alone, desk.pool)
+    for name in {cell.target for cell in cells if cell.source in (AUTO, ALL)}:
+        desk.everyone(name)
     done = {row.run for row in results.rows}
     tasks = [
         Task(str(folder), cell, missing)
@@ -106,10 +131,15 @@ def _prepared(
         if source.model:
             model = _one_network(source_name(source), load_model(source.model))
             models[source_name(source), _trained_on(model)] = model
-    pool = find_sources(Path(found.pool)) if found.pool else {}
+    pool = find_sources(None if found.pool == SHIPPED else found.pool) if found.pool else {}
     pool = {name: _one_network(name, model) for name, model in pool.items() if name not in {n for n, _ in models}}
     kinds = [GraphConfig(), *(model.graph for model in (*models.values(), *pool.values()))]
-    crystals = {target_name(target): _pack(folder, target, kinds, progress) for target in found.targets}
+    crystals = {}
+    for target in found.targets:
+        table, unusable = _pack(folder, target, kinds, progress)
+        crystals[target_name(target)] = table
+        if target.splits:
+            _keep_splits(folder, plan, target, table, unusable)
     formulas = {formula for table in crystals.values() for formula in table.formulas}
     for source in found.sources:
         if source.data:
@@ -132,8 +162,12 @@ def _prepared(
     return start_study(folder, about, crystals), [key for key in models if key[0] in alone]
 
 
-def _pack(folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progress: bool) -> Crystals:
-    """Pack a target's crystals for every kind of graph; those that all kinds can use and that have a label count."""
+def _pack(
+    folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progress: bool
+) -> tuple[Crystals, list[str]]:
+    """Pack a target's crystals for every kind of graph: those that all kinds can use and that have a label, and the
+    ids of the others.
+    """
     name = target_name(target)
     datasets = {}
     for graph in kinds:
@@ -148,13 +182,37 @@ def _pack(folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progr
     rows = [
         row for row, id_ in enumerate(first.ids) if id_ in usable and np.isfinite(np.asarray(first.targets[row])).all()
     ]
-    skipped = len(first) + len(first.skipped) - len(rows)
-    if progress and skipped:
-        print(f"{name}: {skipped} crystals without a label or that cannot be used are left out", file=sys.stderr)
+    used = {first.ids[row] for row in rows}
+    others = [id_ for id_ in (*first.ids, *(one.id for one in first.skipped)) if id_ not in used]
+    if progress and others:
+        print(f"{name}: {len(others)} crystals without a label or that cannot be used are left out", file=sys.stderr)
     if not rows:
         raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
     some = labelled(first.select(rows), target)
-    return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64))
+    losses.transform_labels(np.asarray(some.targets), [learnt_target(target)])  # refused now, not by the first run
+    return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64)), others
+
+
+def _keep_splits(
+    folder: Path, plan: StudyConfig, target: StudyTarget, crystals: Crystals, unusable: Sequence[str]
+) -> None:
+    """Check a target's given splits and keep them in the study's folder, with validation crystals in each."""
+    found = read_splits(target.splits, crystals.ids, unusable)
+    if plan.seeds > len(found):
+        raise InputError(f"{target.splits}: {len(found)} splits for seeds = {plan.seeds}; set seeds to {len(found)}")
+    splits = [with_validation(split, crystals.formulas, seed, plan.val) for seed, split in enumerate(found)]
+    largest = max(len(split.train) for split in splits)
+    if max(target.sizes, default=0) > largest:
+        raise InputError(
+            f"{target_name(target)}: sizes are {target.sizes}, but {target.splits} has {largest} crystals to train "
+            "on at most; ask for fewer, or leave sizes out"
+        )
+    path = folder / SPLITS / f"{file_name(target_name(target))}.json"
+    text = splits_to_json(crystals.ids, splits).encode()
+    if (folder / STUDY).is_file() and not (path.is_file() and path.read_bytes() == text):
+        raise InputError(f"{folder}: holds a study on other splits than {target.splits}; give another folder (--out)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 def _train_source(
@@ -228,7 +286,8 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
             parts = [_part(results, cell, seed, part) for part in way.parts]
             if all(parts):
                 desk.results = results
-                results.add(*desk.ensemble(cell, seed, [part for part in parts if part]))
+                found = [part for part in parts if part]
+                results.add(*desk.ensemble(cell, seed, found, way.weighted))
 
 
 def _part(results: StudyResults, cell: Cell, seed: int, part: str) -> Row | None:

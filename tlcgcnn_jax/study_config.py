@@ -4,11 +4,21 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tlcgcnn_jax.config import ModelConfig, from_dict
+from tlcgcnn_jax.config import ModelConfig, Target, from_dict
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.strategies import ENSEMBLE, EnsembleStrategy, FeatureStrategy, Strategy, find_way
+from tlcgcnn_jax.strategies import (
+    AUTO,
+    BLEND,
+    DESCRIPTORS,
+    ENSEMBLE,
+    EnsembleStrategy,
+    FeatureStrategy,
+    Strategy,
+    find_way,
+)
 
 RESERVED = ("auto", "all", "pool")
+SHIPPED = "shipped"  # for a pool: the models that come with the package
 
 
 @dataclass(frozen=True)
@@ -19,11 +29,18 @@ class StudyTarget:
         data: File or folder of crystals, as for `read_structures`; a relative path starts at the study's data folder.
         column: Column of the property.
         name: For tables and pictures; default: the column.
-        unit: Of the values that are learnt and of all errors.
+        unit: Of the values that are reported and of all errors.
         transform: "identity", "log10" or "log". A study learns and reports the transformed value.
+        learn: "identity", "log10" or "log" of the reported value is what networks, regressors and the choice of sources
+            see; predictions are turned back, and all errors are of the reported value.
         labels: CSV of labels, joined by id.
         id_column: Column of the ids.
-        sizes: Training sizes of this target; default: those of the study.
+        splits: JSON file (.json.gz too) of given splits, one for each seed, in place of those that the study draws: a
+            list of {"train": [ids], "val": [ids], "test": [ids]}. Where "val" is empty or absent, validation
+            crystals are drawn from the training crystals by formula, `StudyConfig.val` of them for each that is left.
+            `disjoint` has no say here; which share of the test formulas a source knows is reported as always.
+        sizes: Training sizes of this target; default: those of the study. Of given splits: nested random parts of their
+            training crystals; default: all of these, and the size that is named is that of the largest split.
         leave_out: Globs over names of sources that know this very property, which "auto" and "all" leave out.
     """
 
@@ -32,8 +49,10 @@ class StudyTarget:
     name: str = ""
     unit: str = ""
     transform: str = "identity"
+    learn: str = "identity"
     labels: str = ""
     id_column: str = ""
+    splits: str = ""
     sizes: tuple[int, ...] = ()
     leave_out: tuple[str, ...] = ()
 
@@ -72,7 +91,8 @@ class StudyConfig:
     Attributes:
         targets: What is to be learnt.
         sources: What to transfer from.
-        pool: Folder of further source models, for "auto" and "all" only.
+        pool: Folder of further source models, for "auto" and "all" only, which then have the shipped ones as well; or
+            "shipped": these alone.
         strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is always there. Each is
             run from every source alone, one that takes several sources from all of them. NAME@SOURCE names the source
             instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals), "all" together,
@@ -126,6 +146,8 @@ class StudyConfig:
         require(self.val > 0, f"val is {self.val}: a share of the training crystals was expected")
         require(bool(self.learning_rates), "learning_rates is empty: give at least one")
         require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
+        for target in self.targets:
+            learnt_target(target)
         names = [target_name(target) for target in self.targets]
         require(len(set(names)) == len(names), f"targets are named {', '.join(names)}: give each its own name")
         for source in self.sources:
@@ -141,12 +163,25 @@ class StudyConfig:
             parts = way.parts if isinstance(way, EnsembleStrategy) else ()
             there = {"scratch", *self.baselines, *(strategy.partition("@")[0] for strategy in self.strategies)}
             absent = [part for part in parts if part.partition("@")[0] not in there]
+            if name == AUTO:  # its parts are not the user's choice, so that they are named as they are to be written
+                absent = [part for part in parts if part not in {"scratch", *self.baselines, *self.strategies}]
             require(not absent, f"{name}: {', '.join(absent)} is not among the study's strategies and baselines")
 
     def strategy(self, name: str) -> Strategy | FeatureStrategy | EnsembleStrategy:
-        """A strategy by name, of the study's own first."""
-        bare = name if name.startswith(ENSEMBLE) else name.partition("@")[0]
+        """A strategy by name, of the study's own first; the parts of "auto" are runs of the study."""
+        if name == AUTO:
+            way = find_way(AUTO)
+            assert isinstance(way, EnsembleStrategy)
+            return replace(way, parts=tuple(map(_run_of, way.parts)))
+        bare = name if name.startswith((ENSEMBLE, BLEND)) else name.partition("@")[0]
         return next((own for own in self.own if own.name == bare), None) or find_way(bare)
+
+
+def _run_of(part: str) -> str:
+    """A part of "auto" as a study names it: a baseline, features of all sources, or the best source fine-tuned."""
+    if part.startswith(DESCRIPTORS):
+        return part.removeprefix(DESCRIPTORS)
+    return f"{part}@all" if isinstance(find_way(part), FeatureStrategy) else f"{part}@auto"
 
 
 def target_name(target: StudyTarget) -> str:
@@ -154,6 +189,16 @@ def target_name(target: StudyTarget) -> str:
     if target.name or target.transform == "identity":
         return target.name or target.column
     return f"{target.transform} {target.column}"
+
+
+def learnt_target(target: StudyTarget) -> Target:
+    """A target as it is learnt: in the unit of the study's errors, with the transform that the learning sees."""
+    return Target(target_name(target), target.unit, transform=target.learn)
+
+
+def training_sizes(study: StudyConfig, target: StudyTarget) -> tuple[int, ...]:
+    """Training sizes of a target; of given splits without sizes only once `Desk` has looked into them."""
+    return target.sizes or study.sizes
 
 
 def source_name(source: StudySource) -> str:
@@ -193,6 +238,8 @@ def below(study: StudyConfig, folder: Path) -> StudyConfig:
     def rooted(name: str) -> str:
         return str(folder / name) if name and not Path(name).is_absolute() and (folder / name).exists() else name
 
-    targets = tuple(replace(t, data=rooted(t.data), labels=rooted(t.labels)) for t in study.targets)
+    targets = tuple(
+        replace(t, data=rooted(t.data), labels=rooted(t.labels), splits=rooted(t.splits)) for t in study.targets
+    )
     sources = tuple(replace(s, model=rooted(s.model), data=rooted(s.data)) for s in study.sources)
     return replace(study, targets=targets, sources=sources, pool=rooted(study.pool))

@@ -2,15 +2,15 @@
 
 import fnmatch
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import file_name
-from tlcgcnn_jax.splits import Split
+from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
-from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
+from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name, training_sizes
 
 SCRATCH, AUTO, ALL, POOL = "scratch", "auto", "all", "pool"
 
@@ -62,7 +62,7 @@ def grid(
     computed: list[Cell] = []
     combined: list[Cell] = []
     for target in study.targets:
-        for size in target.sizes or study.sizes:
+        for size in training_sizes(study, target):
             name = target_name(target)
             computed.append(Cell(name, "", 0, SCRATCH, "scratch", size))
             computed += [Cell(name, "", 0, baseline, "baseline", size) for baseline in study.baselines]
@@ -87,7 +87,7 @@ def grid(
     step = {
         (target_name(target), size): place
         for target in study.targets
-        for place, size in enumerate(sorted(target.sizes or study.sizes))
+        for place, size in enumerate(sorted(training_sizes(study, target)))
     }
     kind = {"scratch": 0, "baseline": 1, "transfer": 2}
     computed = sorted(dict.fromkeys(computed), key=lambda c: (step[c.target, c.size], kind[c.kind]))
@@ -103,6 +103,8 @@ def _origins(
     study: StudyConfig, way: EnsembleStrategy, sources: Sequence[tuple[str, int]]
 ) -> list[tuple[str, int, str]]:
     """Source, its size and the kind of each ensemble: those that its parts name, none, or each source alone."""
+    if way.name == AUTO:
+        return [(ALL, 0, "transfer")]
     plain = {SCRATCH, *study.baselines}
     if plain.issuperset(way.parts):
         return [("", 0, "baseline")]
@@ -164,3 +166,31 @@ def study_split(
         size: Split(rows["train"][:size], rows["val"][: max(1, round(val * size))], rows["test"][: max(n_test, 1)])
         for size in sizes
     }
+
+
+def given_split(split: Split, sizes: Sequence[int], seed: int) -> dict[int, Split]:
+    """A given split at all training sizes: nested random parts of its training rows, or as many as it has.
+
+    Example:
+        >>> splits = given_split(Split(np.arange(9), np.array([9]), np.array([10, 11])), [3, 10], seed=0)
+        >>> [len(split.train) for split in splits.values()], splits[3].test
+        ([3, 9], array([10, 11]))
+    """
+    order = np.random.default_rng(seed).permutation(split.train)
+    return {size: replace(split, train=order[:size]) for size in sizes}
+
+
+def with_validation(split: Split, formulas: Sequence[str], seed: int, val: float) -> Split:
+    """A split that has validation rows: where there are none, some of its training rows become that, by formula.
+
+    Args:
+        split: The split.
+        formulas: Reduced formula of each crystal.
+        seed: Same seed, same choice.
+        val: Validation rows for each training row that is left.
+    """
+    if len(split.val):
+        return split
+    share = val / (1 + val)
+    drawn = random_split(len(split.train), seed, 1 - share, share, 0.0, [formulas[row] for row in split.train])
+    return replace(split, train=split.train[drawn.train], val=split.train[drawn.val])

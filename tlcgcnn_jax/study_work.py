@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.baselines import BASELINES, baseline_predictions
+from tlcgcnn_jax.baselines import BASELINES, baseline_predictions, predict_in_unit
 from tlcgcnn_jax.batching import batch_plan, pad_budget
+from tlcgcnn_jax.blending import choose_weights, weighted_std
 from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, from_dict, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, load_dataset
@@ -28,11 +29,11 @@ from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.regressors import fit_regressor
-from tlcgcnn_jax.results import DATASETS, SOURCES, STUDY, Row, RunPredictions, StudyResults, file_name
-from tlcgcnn_jax.splits import Split, overlap
+from tlcgcnn_jax.results import DATASETS, SOURCES, SPLITS, STUDY, Row, RunPredictions, StudyResults, file_name
+from tlcgcnn_jax.splits import Split, overlap, read_splits
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
-from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name
-from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, left_out, study_split
+from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, learnt_target, target_name, training_sizes
+from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, given_split, left_out, study_split
 from tlcgcnn_jax.train import Trained
 
 MOST_MIXED = 5  # sources that a mixture takes when it is trained as a whole
@@ -76,12 +77,24 @@ class Desk:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         settings = json.loads((self.folder / STUDY).read_text())["settings"]
-        self.study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
+        study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
         self.results = StudyResults(self.folder)
         listed = json.loads((self.folder / SOURCES / "sources.json").read_text())
         self._places = {(str(one["name"]), int(one["size"])): self.folder / one["folder"] for one in listed["sources"]}
         self._pool = {str(one["name"]): self.folder / one["folder"] for one in listed["pool"]}
         self._kept: dict[Any, Any] = {}
+        # From here on given splits have sizes like any others.
+        self.study = replace(study, targets=tuple(self._sized(target) for target in study.targets))
+
+    def _sized(self, target: StudyTarget) -> StudyTarget:
+        if not target.splits or target.sizes:
+            return target
+        return replace(target, sizes=(max(len(split.train) for split in self._given(target_name(target))),))
+
+    def _given(self, name: str) -> list[Split]:
+        """The given splits of a target, one for each seed."""
+        path = self.folder / SPLITS / f"{file_name(name)}.json"
+        return self._keep(("given", name), lambda: read_splits(path, self.results.crystals(name).ids))
 
     def _keep(self, key: Any, make: Any) -> Any:
         if key not in self._kept:
@@ -97,7 +110,13 @@ class Desk:
     def everyone(self, target: str) -> dict[str, Model]:
         """All sources for a target, those of the pool included, by a name of their own."""
         chosen = self.target(target)
-        return {name: model for name, model in self._all.items() if not left_out(chosen, name)}
+        found = {name: model for name, model in self._all.items() if not left_out(chosen, name)}
+        if not found:
+            raise InputError(
+                f"target {target}: no source is left for {AUTO} and {ALL}: there are {', '.join(self._all) or 'none'}, "
+                f"and leave_out is {', '.join(chosen.leave_out) or 'empty'}; add sources, or a pool"
+            )
+        return found
 
     @property
     def pool(self) -> list[str]:
@@ -128,6 +147,11 @@ class Desk:
 
         return self._keep(("dataset", name, dataset_folder(self.folder, name, graph)), load)
 
+    def _learnt(self, name: str) -> np.ndarray:
+        """The labels of a target as they are learnt, [n]."""
+        values = self.results.crystals(name).values[:, None]
+        return losses.transform_labels(values, [learnt_target(self.target(name))])[:, 0]
+
     def graph_sets(self, name: str, models: Mapping[str, Model]) -> GraphSets:
         """The crystals of a target as graphs of all the kinds that some sources need."""
         found = {dataset_folder(self.folder, name, model.graph): model.graph for model in models.values()}
@@ -136,9 +160,13 @@ class Desk:
     def split(self, name: str, size: int, seed: int) -> Split:
         """The crystals of one run."""
         target, known = self.target(name), set()
+        sizes = training_sizes(self.study, target)
+        if target.splits:
+            return self._keep(("split", name, seed), lambda: given_split(self._given(name)[seed], sizes, seed))[size]
         if self.study.disjoint:
-            known = {formula for model in self._all.values() for formula in model.formulas}
-        sizes = target.sizes or self.study.sizes
+            # One of the pool that is left out is never met by this target.
+            met = {n: m for n, m in self._all.items() if not (n in self._pool and left_out(target, n))}
+            known = {formula for model in met.values() for formula in model.formulas}
         formulas = self.results.crystals(name).formulas
         make = functools.partial(study_split, formulas, sizes, seed, self.study.test, self.study.val, known)
         return self._keep(("split", name, seed), make)[size]
@@ -188,17 +216,18 @@ class Desk:
         )
         split, values = self.split(cell.target, cell.size, seed), self.results.crystals(cell.target).values
         rows = np.concatenate([split.val, split.test])
-        target = Target(cell.target, self.target(cell.target).unit)  # the values are transformed already
+        target = learnt_target(self.target(cell.target))
         mean, std = baseline_predictions(cell.strategy, features, values, split.train, rows, target, seed)
         return self.row(cell, seed, _predictions(split, mean, std), {})
 
     def _sources(self, cell: Cell, seed: int) -> dict[str, Model]:
         """The sources of a run by name: one, the best one, or all, best first."""
         if cell.source not in (AUTO, ALL):
-            alone = self.alone.get((cell.source, cell.source_size))
-            return {cell.source: alone or self._all[cell.source]}
+            # With its size where there are several: what is kept of a source is kept under this name.
+            name = called(self._places).get((cell.source, cell.source_size), cell.source)
+            return {name: self._all[name]}
         everyone = self.everyone(cell.target)
-        values, split = self.results.crystals(cell.target).values, self.split(cell.target, cell.size, seed)
+        values, split = self._learnt(cell.target), self.split(cell.target, cell.size, seed)
         ranked = self._keep(
             ("ranking", cell.target, cell.size, seed),
             lambda: rank_sources(self.graph_sets(cell.target, everyone), everyone, values, split.train, seed=0),
@@ -208,14 +237,15 @@ class Desk:
 
     def _features(self, cell: Cell, way: FeatureStrategy, seed: int) -> tuple[Row, RunPredictions]:
         sources = self._sources(cell, seed) if cell.source != ALL else self.everyone(cell.target)
-        values = self.results.crystals(cell.target).values
+        values, target = self._learnt(cell.target), learnt_target(self.target(cell.target))
         table = self._keep(
             ("embedded", cell.target, tuple(sources), way.layers),
             lambda: embed_many(sources, self.graph_sets(cell.target, sources), way.layers).values,
         )
         split = self.split(cell.target, cell.size, seed)
         rows = np.concatenate([split.val, split.test])
-        mean, std = fit_regressor(way.regressor, table[split.train], values[split.train], seed).predict(table[rows])
+        fitted = fit_regressor(way.regressor, table[split.train], values[split.train], seed)
+        mean, std = predict_in_unit(fitted, table[rows], target)
         novelty = fit_novelty(table[split.train]).score(table[split.test])
         return self.row(cell, seed, _predictions(split, mean, std, novelty), sources)
 
@@ -232,7 +262,7 @@ class Desk:
     def _trained(
         self, cell: Cell, way: Strategy, seeds: Sequence[int], sources: Mapping[str, Model]
     ) -> dict[int, tuple[Row, RunPredictions]]:
-        study, target = self.study, Target(cell.target, self.target(cell.target).unit)
+        study, target = self.study, learnt_target(self.target(cell.target))
         models = list(sources.values())
         dataset = self.dataset(cell.target, models[0].graph if models else GraphConfig())
         splits = {seed: self.split(cell.target, cell.size, seed) for seed in seeds}
@@ -297,14 +327,17 @@ class Desk:
             learning_rate=study.learning_rates[0],
         )  # fmt: skip
 
-    def ensemble(self, cell: Cell, seed: int, runs: Sequence[Row]) -> tuple[Row, RunPredictions]:
-        """The mean of several finished runs on the same crystals."""
+    def ensemble(self, cell: Cell, seed: int, runs: Sequence[Row], weighted: bool) -> tuple[Row, RunPredictions]:
+        """The mean of several finished runs on the same crystals, weighted by their validation crystals or not."""
         parts = [self.results.predictions(run.run) for run in runs]
-        first = parts[0]
+        first, weights = parts[0], np.full(len(parts), 1 / len(parts))
         test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
+        if weighted:
+            weights = choose_weights(val, self.results.crystals(cell.target).values[first.val_rows], seed)
         combined = replace(
-            first, test=test.mean(0), test_std=test.std(0, ddof=1), val=val.mean(0), val_std=val.std(0, ddof=1)
-        )
+            first, test=weights @ test, test_std=weighted_std(test, weights),
+            val=weights @ val, val_std=weighted_std(val, weights),
+        )  # fmt: skip
         overlaps = [run.overlap for run in runs if run.kind == "transfer"]
         row, predictions = self.row(cell, seed, combined, {}, updates=sum(run.updates for run in runs), epochs=0)
         seconds = sum(run.seconds for run in runs)

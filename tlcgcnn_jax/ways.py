@@ -8,27 +8,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tlcgcnn_jax.blending import CHOICE, choose_weights
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.committee import AnyModel, Committee
-from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
+from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
+from tlcgcnn_jax.embeddings import DESCRIPTORS
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.evaluate import with_error_bars
+from tlcgcnn_jax.evaluate import predict_packed, with_error_bars
 from tlcgcnn_jax.feature_model import check_features, make_feature_model
 from tlcgcnn_jax.fine_tuning import Job, Start, fine_tune, network_of, start
 from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.regressors import REGRESSORS
-from tlcgcnn_jax.source_choice import SourceChoice
+from tlcgcnn_jax.source_choice import SourceChoice, SourcePool
 from tlcgcnn_jax.splits import Split
-from tlcgcnn_jax.strategies import FEATURES, EnsembleStrategy, FeatureStrategy, Strategy, find_strategy, find_way
+from tlcgcnn_jax.strategies import EnsembleStrategy, FeatureStrategy, Strategy, find_strategy, find_way
 from tlcgcnn_jax.train import Trained, train
 from tlcgcnn_jax.watch import EpochBar, Interrupts, NetworksBar, OnEpoch, epoch_log
 
 DEVICE_BYTES = 2**30  # packed crystals beyond this size are streamed to the device, network by network
 DEEPEST = 99  # convolutions, before the sources are known
+LEAST_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +219,9 @@ class FeaturesPlan:
 
     def lines(self) -> list[str]:
         """For people who watch."""
-        layers = " and ".join(self.strategy.layers)
-        return [f"{self.strategy.name}: a regressor on the {layers} features of {', '.join(self.sources)}"]
+        columns = " and ".join(self.strategy.layers)
+        of = f" features of {', '.join(self.sources)}" if self.sources else " of the crystals"
+        return [f"{self.strategy.name}: a regressor on the {columns}{of}"]
 
     def make(self, at: Workplace) -> Made:
         """Embed the crystals and fit the regressor."""
@@ -273,8 +278,35 @@ class CommitteePlan:
             history += made.history
             best_epochs += made.best_epochs
             formulas |= set(made.model.formulas)
-        model = Committee(parts, formulas=tuple(sorted(formulas)))
+        model = self._joined(parts, tuple(sorted(formulas)))
         return Made(with_error_bars(model, self.lesson.crystals, self.lesson.split), history, best_epochs)
+
+    def _joined(self, parts: dict[str, AnyModel], formulas: tuple[str, ...]) -> AnyModel:
+        """The mean of the parts; one whose weight is next to nothing is left out, which saves its time."""
+        if not self.strategy.weighted:
+            return Committee(parts, formulas=formulas)
+        crystals, rows = self.lesson.crystals, self.lesson.split.val
+        held = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
+        labels = np.asarray(held.datasets[0].targets, float)
+        said = [predict_packed(part, held).values for part in parts.values()] if len(rows) else []
+        learnt = [transform_labels(values, self.lesson.targets) for values in said]
+        weights = np.full(len(parts), 1 / len(parts))
+        if said:
+            weights = choose_weights(
+                np.stack(learnt), transform_labels(labels, self.lesson.targets), self.lesson.config.seed
+            )
+        weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
+        shares = dict(zip(parts, (weights / weights.sum()).tolist(), strict=True))
+        errors = [float(np.nanmean(np.abs(values[:, 0] - labels[:, 0]))) for values in said]
+        told = {name: {"weight": share} for name, share in shares.items()}
+        for name, error in zip(parts, errors, strict=False):
+            told[name]["val_mae"] = error
+        kept = {name: share for name, share in shares.items() if share}
+        notes = {"strategy": self.strategy.name, CHOICE: told}
+        if len(kept) == 1:
+            best = parts[next(iter(kept))]
+            return replace(best, formulas=formulas, notes=notes)
+        return Committee({name: parts[name] for name in kept}, {}, notes, formulas, (), tuple(kept.values()))
 
 
 Plan = NetworksPlan | FeaturesPlan | CommitteePlan
@@ -301,6 +333,14 @@ def check_way(name: str) -> None:
         raise InputError(f"no regressor {way.regressor!r}; there are: {', '.join(REGRESSORS)}")
 
 
+def needed_graphs(strategy: Any, pool: SourcePool) -> tuple[GraphConfig, ...]:
+    """Kinds of graphs that a strategy needs: those of the sources, and the default ones for descriptors alone."""
+    way = find_way(strategy, convolutions=DEEPEST) if isinstance(strategy, str) else strategy
+    ways = [find_way(part, DEEPEST) for part in way.parts] if isinstance(way, EnsembleStrategy) else [way]
+    alone = any(isinstance(one, FeatureStrategy) and one.layers == (DESCRIPTORS,) for one in ways)
+    return (*pool.graphs, *([GraphConfig()] if alone else []))
+
+
 def plan_transfer(
     lesson: Lesson, strategy: str | Strategy | FeatureStrategy, multipliers: Rates, choice: SourceChoice
 ) -> Plan:
@@ -318,7 +358,7 @@ def plan_transfer(
     way = find_way(strategy, convolutions=DEEPEST) if isinstance(strategy, str) else strategy
     if isinstance(way, EnsembleStrategy):
         check_way(way.name)
-        given = {part: () if part.startswith(FEATURES) else multipliers for part in way.parts}
+        given = {part: multipliers if isinstance(find_way(part, DEEPEST), Strategy) else () for part in way.parts}
         return CommitteePlan(
             lesson, way, {part: plan_transfer(lesson, part, rates, choice) for part, rates in given.items()}
         )  # fmt: skip
@@ -327,7 +367,7 @@ def plan_transfer(
             raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
         labels = np.asarray(lesson.crystals.datasets[0].targets)[lesson.split.train]
         check_features(way.regressor, lesson.targets, labels)
-        return FeaturesPlan(lesson, way, choice.sources(way))
+        return FeaturesPlan(lesson, way, {} if way.layers == (DESCRIPTORS,) else choice.sources(way))
     sources = choice.sources(way)
     depth = next(iter(sources.values())).model.convolutions
     return _networks(lesson, find_strategy(strategy, multipliers, depth), sources, ModelConfig())  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""Weights that validation crystals choose: what they find, when they abstain, and what they cannot see."""
+
+import numpy as np
+import pytest
+
+from tlcgcnn_jax.blending import FEWEST, choose_weights, weighted_std
+from tlcgcnn_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.normal(size=200)
+
+
+def made(*noises: float, bias: float = 0.0) -> np.ndarray:
+    return np.stack([LABELS + bias + noise * RNG.normal(size=len(LABELS)) for noise in noises])
+
+
+def error(weights: np.ndarray, predictions: np.ndarray) -> float:
+    return float(np.abs(weights @ predictions - LABELS).mean())
+
+
+def test_the_mean_is_near_the_best_weights_on_a_grid():
+    predictions = made(0.5, 0.7, 2.0)
+    grid = [np.array([a, b, 10 - a - b]) / 10 for a in range(11) for b in range(11 - a)]
+    best = min(error(weights, predictions) for weights in grid)
+    assert error(choose_weights(predictions, LABELS), predictions) < 1.03 * best
+    assert best < 0.9 * error(np.full(3, 1 / 3), predictions)  # so that there was something to find
+
+
+def test_opposite_errors_are_joined_and_a_useless_part_has_no_weight():
+    predictions = np.stack([LABELS + 0.3, LABELS - 0.3, LABELS[::-1] * 10])
+    weights = choose_weights(predictions, LABELS)
+    np.testing.assert_allclose(weights, [0.5, 0.5, 0], atol=0.03)
+
+
+def test_weights_are_shares_and_the_same_each_time():
+    predictions = made(0.5, 0.6, 0.7, 0.8)
+    weights = choose_weights(predictions, LABELS, seed=3)
+    assert weights.min() >= 0 and weights.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(weights, choose_weights(predictions, LABELS, seed=3))
+    shifted = choose_weights(7 * predictions + 3, 7 * LABELS + 3, seed=3)  # another unit
+    np.testing.assert_allclose(weights, shifted)
+
+
+def test_of_equal_parts_none_is_preferred_by_much():
+    """A winner on 30 crystals is mostly luck: sampling must not give it everything."""
+    predictions = made(*[0.5] * 4)[:, :30]
+    assert choose_weights(predictions, LABELS[:30]).max() < 0.6
+
+
+def test_too_few_labels_choose_nothing():
+    labels = np.full(50, np.nan)
+    labels[: FEWEST - 1] = 1.0
+    predictions = np.stack([np.ones(50), np.zeros(50)])
+    np.testing.assert_array_equal(choose_weights(predictions, labels), [0.5, 0.5])
+    labels[FEWEST - 1] = 1.0
+    np.testing.assert_array_equal(choose_weights(predictions, labels), [1, 0])
+
+
+def test_several_targets_count_alike_and_unknown_labels_do_not():
+    """The second target has a thousand times the unit, and no labels where the first part would look best."""
+    labels = np.stack([LABELS, 1000 * LABELS], 1)
+    good, bad = made(0.1)[0], made(1.0)[0]
+    predictions = np.stack([np.stack([good, 1000 * bad], 1), np.stack([bad, 1000 * good], 1)])
+    np.testing.assert_allclose(choose_weights(predictions, labels), [0.5, 0.5], atol=0.1)
+    labels[:, 1] = np.nan
+    np.testing.assert_allclose(choose_weights(predictions, labels), [1, 0], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "told"),
+    [
+        (np.zeros((2, 3)), np.zeros(4), r"\(2, 3\) for labels of shape \(4,\)"),
+        (np.zeros(3), np.zeros(3), r"\(3,\) for labels"),
+        (np.array([np.zeros(20), np.full(20, np.nan)]), np.zeros(20), "prediction 1 is not finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(predictions, labels, told):
+    with pytest.raises(InputError, match=told):
+        choose_weights(predictions, labels)
+
+
+def test_the_weighted_spread_is_that_of_repeated_values():
+    values = RNG.normal(size=(3, 5))
+    np.testing.assert_allclose(weighted_std(values, np.full(3, 1 / 3)), values.std(0, ddof=1))
+    assert weighted_std(values, np.array([0.0, 1.0, 0.0])).max() == 0
+    # Two parts: sqrt(w1 w2 d² / (1 - w1² - w2²)) = |d| / sqrt(2), whatever the weights.
+    np.testing.assert_allclose(weighted_std(values[:2], np.array([0.2, 0.8])), np.abs(values[0] - values[1]) / 2**0.5)
