@@ -292,10 +292,13 @@ def test_a_mixture_of_sources():
     assert set(result.model.members[0]["params"]) == {"source_0", "source_1", "gate", "head"}
 
 
-def test_several_targets_at_once_and_as_source():
+def test_several_targets_at_once_and_as_source(tmp_path):
     targets = (Target(K, "GPa"), Target(GAP, "eV"))
     both = transfer(records(20, (K, GAP)), source(), "full", targets, config=ONE_EPOCH, seeds=1)
     assert set(both.metrics["targets"]) == {K, GAP}
+    card = (both.model.save(tmp_path / "both") / "README.md").read_text()
+    for name in (K, GAP):
+        assert f"- {name}, test: mae {both.metrics['targets'][name]['test']['mae']:.4g}" in card
     moved = transfer(records(), both.model, "frozen", K, config=ONE_EPOCH, seeds=1)
     assert moved.predictions.values.shape == (20, 1)
 

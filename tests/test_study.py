@@ -16,6 +16,7 @@ import tiny
 
 from tlcgcnn_jax import study as study_file
 from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import StudyResults
 from tlcgcnn_jax.study import run_study
@@ -232,14 +233,31 @@ def test_sources_that_the_study_trains(data, tmp_path):
     study = dataclasses.replace(
         STUDY, sources=(source,),
         targets=(dataclasses.replace(STUDY.targets[0], data="few.jsonl"),),
-        strategies=("full",), baselines=(), sizes=(10,), seeds=1, test=6, learning_rates=(1e-2,), disjoint=True,
+        strategies=("full", "features:ridge"), baselines=(), sizes=(8,), seeds=1, test=6, learning_rates=(1e-2,),
+        val=0.5, disjoint=True,
     )  # fmt: skip
     tiny.write_lines(data / "few.jsonl", tiny.records(60)[:24])
     run_study(study, tmp_path / "out", data=data, workers=1)
     results = StudyResults(tmp_path / "out")
-    assert [(row.source, row.source_size) for row in results.rows] == [("", 0), ("gaps", 4), ("gaps", 8)]
+    assert [(row.source, row.source_size) for row in results.rows] == [("", 0), *[("gaps", 4), ("gaps", 8)] * 2]
+    for strategy in ("full", "features:ridge"):  # what is kept of one size must not be taken for the other's
+        small, large = (row.test_mae for row in results.select(strategy=strategy))
+        assert small != large
     own = [one for one in results.study["overlap"] if one["source"].startswith("gaps")]
     assert [one["count"] for one in own] == [0, 0]  # the target's formulas were removed
+
+
+def test_formulas_of_a_source_that_is_left_out_may_be_tested(data, tmp_path):
+    """A pool may hold a source that knows every formula of a target, as long as the target never meets it."""
+    everything = tuple(sorted({formula(record.structure.atomic_numbers) for record in tiny.records(60)}))
+    dataclasses.replace(tiny.source(), formulas=everything).save(data / "omniscient" / "knows_all")
+    tiny.source().save(data / "omniscient" / "fair")
+    study = dataclasses.replace(STUDY, pool="omniscient", strategies=("features:ridge@all",), seeds=1)
+    with pytest.raises(InputError, match="0 of them with a formula that no source is known to have seen"):
+        run_study(study, tmp_path / "met", data=data, workers=1)
+    target = dataclasses.replace(STUDY.targets[0], leave_out=("knows_all",))
+    run_study(dataclasses.replace(study, targets=(target,)), tmp_path / "left_out", data=data, workers=1)
+    assert len(StudyResults(tmp_path / "left_out").rows) == 3
 
 
 def test_too_few_crystals_are_told_before_any_run(data, tmp_path):

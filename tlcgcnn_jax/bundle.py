@@ -217,7 +217,9 @@ def write_card(kind: str, about: list[str], model: Any) -> str:
     names = ", ".join(f"{t.name} ({t.unit})" if t.unit else t.name for t in model.targets)
     lines = [f"# {kind} for {names}", "", *(f"- {line}" for line in about)]
     lines += [f"- {key}: {value}" for key, value in model.notes.items() if not isinstance(value, dict | list)]
-    for part, values in model.metrics.items():
+    several = model.metrics.get("targets", {})
+    errors = {f"{name}, {part}": v for name, parts in several.items() for part, v in parts.items()} or model.metrics
+    for part, values in errors.items():
         if isinstance(values, Mapping):
             shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
             lines.append(f"- {part}: {shown}")

@@ -333,7 +333,9 @@ class Desk:
         first, weights = parts[0], np.full(len(parts), 1 / len(parts))
         test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
         if weighted:
-            weights = choose_weights(val, self.results.crystals(cell.target).values[first.val_rows], seed)
+            # By errors of what is learnt, of which a heavy tail is no large part.
+            learnt = losses.transform_labels(val.T, [learnt_target(self.target(cell.target))] * len(val)).T
+            weights = choose_weights(learnt, self._learnt(cell.target)[first.val_rows], seed)
         combined = replace(
             first, test=weights @ test, test_std=weighted_std(test, weights),
             val=weights @ val, val_std=weighted_std(val, weights),
