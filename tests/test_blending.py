@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tlcgcnn_jax.blending import FEWEST, choose_weights, weighted_std
+from tlcgcnn_jax.blending import FEWEST, LEAST, choose_weights, cross_fitted_mean, weighted_mean, weighted_std
 from tlcgcnn_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -71,12 +71,48 @@ def test_several_targets_count_alike_and_unknown_labels_do_not():
     [
         (np.zeros((2, 3)), np.zeros(4), r"\(2, 3\) for labels of shape \(4,\)"),
         (np.zeros(3), np.zeros(3), r"\(3,\) for labels"),
-        (np.array([np.zeros(20), np.full(20, np.nan)]), np.zeros(20), "prediction 1 is not finite"),
+        (np.full((2, 20), np.nan), np.zeros(20), "not one of 2 predictions is finite for all 20"),
     ],
 )
 def test_what_does_not_fit_is_refused(predictions, labels, told):
     with pytest.raises(InputError, match=told):
         choose_weights(predictions, labels)
+
+
+def test_a_part_that_is_not_finite_has_no_weight():
+    predictions = np.stack([made(1.0)[0], LABELS, np.full(len(LABELS), np.nan)])
+    predictions[1, 3] = np.inf
+    np.testing.assert_array_equal(choose_weights(predictions, LABELS), [1, 0, 0])
+    np.testing.assert_array_equal(weighted_mean(predictions, np.array([1.0, 0, 0])), predictions[0])
+    few = choose_weights(np.stack([made(1.0)[0], *predictions])[:, :5], LABELS[:5])
+    np.testing.assert_array_equal(few, [0.5, 0.5, 0, 0])
+
+
+def test_no_weight_is_next_to_nothing():
+    weights = choose_weights(made(0.5, 0.55, 1.3, 1.6, 2.0), LABELS)
+    assert weights.sum() == pytest.approx(1) and weights[weights > 0].min() >= LEAST
+
+
+def test_errors_are_measured_as_they_are_learnt():
+    """One part is right for small values and one for large ones: which matters depends on the scale of the error."""
+    labels = np.tile([1.0, 1000.0], 30)
+    small, large = np.where(labels > 1, 300.0, 1.0), np.where(labels > 1, 1000.0, 5.0)
+    predictions = np.stack([small, large])
+    assert choose_weights(predictions, labels)[1] > 0.95  # 700 off against 4 off
+    assert choose_weights(predictions, labels, learnt=np.log10)[0] > 0.2  # 0.52 against 0.70
+
+
+def test_cross_fitted_errors_are_not_flattered_by_the_choice():
+    """Of many useless parts the choice picks what fits the crystals at hand; others tell how little that is worth."""
+    rng, flattered, honest, new = np.random.default_rng(1), [], [], []
+    for _ in range(20):
+        labels, predictions = rng.normal(size=60), rng.normal(size=(15, 60))
+        weights = choose_weights(predictions[:, :30], labels[:30])
+        flattered.append(np.abs(weights @ predictions[:, :30] - labels[:30]).mean())
+        honest.append(np.abs(cross_fitted_mean(predictions[:, :30], labels[:30]) - labels[:30]).mean())
+        new.append(np.abs(weights @ predictions[:, 30:] - labels[30:]).mean())
+    assert np.mean(flattered) < 0.93 * np.mean(new)
+    assert np.mean(honest) == pytest.approx(np.mean(new), rel=0.06)
 
 
 def test_the_weighted_spread_is_that_of_repeated_values():

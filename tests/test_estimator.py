@@ -206,7 +206,7 @@ def test_mistakes_are_named(settings, X, y, message):
 
 
 def test_mistakes_in_predicting_are_named(fitted):
-    with pytest.raises(InputError, match="needs an ensemble: fit with seeds=2"):
+    with pytest.raises(InputError, match="no standard deviation; fit with seeds=2"):
         fitted.predict(CRYSTALS, return_std=True)
     far = CRYSTALS[0].structure._replace(lattice=np.eye(3) * 99)
     with pytest.raises(InputError, match=r"list:1: site 1 \(Ar\) has no neighbour within 8 Å"):

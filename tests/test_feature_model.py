@@ -156,7 +156,7 @@ def test_damage_is_told(folder, tmp_path, damage, told):
 BAD = {
     "a regressor that there is not": ("oracle", (BULK,), TRAIN, "no regressor 'oracle'; there are: mean, median"),
     "a class": ("ridge", (Target(K, kind="classification"),), TRAIN, "predicts values, not classes"),
-    "too few crystals": ("ridge", (BULK,), TRAIN[:4], "4 labelled training crystals, features:ridge needs 5 or more"),
+    "too few crystals": ("ridge", (BULK,), TRAIN[:4], "4 labelled training crystals: ridge needs 5 or more"),
 }
 
 

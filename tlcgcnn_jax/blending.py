@@ -1,16 +1,24 @@
 """Weights of a mean of several predictions, chosen by crystals that none of them was trained on."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.splits import k_fold
 
-DRAWS = 60  # bootstrap samples of the crystals
-STEPS = 12  # predictions, with repetition, that are joined in one draw
 CHOICE = "choice"  # note of a model: {"weight", "val_mae"} by name of what it was chosen from
 FEWEST = 9  # crystals, below which chance would choose
+DRAWS = 60  # bootstrap samples of the crystals
+STEPS = 12  # predictions, with repetition, that are joined in one draw
+LEAST = 0.02  # weight, below which a prediction is not worth its time
+
+Learnt = Callable[[np.ndarray], np.ndarray]
 
 
-def choose_weights(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+def choose_weights(
+    predictions: np.ndarray, labels: np.ndarray, seed: int = 0, learnt: Learnt = np.asarray
+) -> np.ndarray:
     """Weights of predictions whose weighted mean has a small mean absolute error.
 
     Bagged ensemble selection: on each bootstrap sample of the crystals, the prediction that lowers the error of the
@@ -18,15 +26,17 @@ def choose_weights(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -
     shares of all samples. Sampling keeps a prediction that was lucky on a few crystals from taking everything.
 
     Args:
-        predictions: [k, n] or [k, n, n_target], of k models.
-        labels: [n] or [n, n_target], NaN where unknown. Of several targets each counts in units of its own spread.
+        predictions: [k, n] or [k, n, columns], of k models, in the unit in which they are averaged.
+        labels: [n] or [n, columns] in that unit, NaN where unknown. Each column counts in units of its own spread.
         seed: Of the bootstrap.
+        learnt: From the unit to what the errors are measured in, e.g. `np.log10`, element by element.
 
     Returns:
-        float64 [k], not negative, with sum 1; all equal where fewer than 9 crystals have a label.
+        float64 [k], sum 1; none between 0 and 0.02. All equal where fewer than 9 crystals have a label; 0 for a
+        prediction that is not finite everywhere.
 
     Raises:
-        InputError: Shapes that do not fit, or a prediction that is not finite.
+        InputError: Shapes that do not fit, or no prediction that is finite.
 
     Example:
         >>> labels = np.linspace(0, 1, 50)
@@ -40,23 +50,69 @@ def choose_weights(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -
     predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if predictions.ndim < 2 or predictions.shape[1:] != labels.shape:
         raise InputError(f"predictions of shape {predictions.shape} for labels of shape {labels.shape}: [k, n] and [n]")
-    if not np.isfinite(predictions).all():
-        raise InputError(f"prediction {int(np.argmin(np.isfinite(predictions).reshape(len(predictions), -1).all(1)))} "
-                         "is not finite everywhere: leave it out")  # fmt: skip
     count, n = predictions.shape[:2]
     predictions, labels = predictions.reshape(count, n, -1), labels.reshape(n, -1)
     known = np.isfinite(labels).any(1)
     predictions, labels = predictions[:, known], labels[known]
-    if count == 1 or len(labels) < FEWEST:
-        return np.full(count, 1 / count)
-    scale = np.stack([_scale(column) for column in labels.T], axis=1)
-    labels = np.nan_to_num(labels)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        usable = np.isfinite(learnt(predictions)).reshape(count, -1).all(1)
+    if not usable.any():
+        raise InputError(f"not one of {count} predictions is finite for all {len(labels)} validation crystals")
+    weights = usable / usable.sum()
+    if usable.sum() == 1 or len(labels) < FEWEST:
+        return weights
+    wanted = learnt(labels)
+    scale = np.stack([_scale(column) for column in wanted.T], axis=1)
+    wanted = np.nan_to_num(wanted)
     rng = np.random.default_rng(seed)
-    shares = np.zeros(count)
+    shares = np.zeros(int(usable.sum()))
     for _ in range(DRAWS):
-        rows = rng.integers(0, len(labels), len(labels))
-        shares += _selected(predictions[:, rows], labels[rows], scale[rows])
-    return shares / shares.sum()
+        rows = rng.integers(0, len(wanted), len(wanted))
+        shares += _selected(predictions[usable][:, rows], wanted[rows], scale[rows], learnt)
+    shares = np.where(shares < LEAST * DRAWS, 0.0, shares)
+    weights[usable] = shares / shares.sum()
+    return weights
+
+
+def cross_fitted_mean(
+    predictions: np.ndarray, labels: np.ndarray, seed: int = 0, learnt: Learnt = np.asarray
+) -> np.ndarray:
+    """The weighted mean for crystals that had no say in its weights: these are chosen by the others, fold by fold.
+
+    Its errors are those to be expected on new crystals, which those of the chosen weights on the crystals that chose
+    them are not.
+
+    Args:
+        predictions: [k, n] or [k, n, columns].
+        labels: [n] or [n, columns].
+        seed: Of the folds and the bootstrap.
+        learnt: As in `choose_weights`.
+
+    Returns:
+        As `labels`.
+    """
+    if len(labels) < FEWEST:
+        return weighted_mean(predictions, choose_weights(predictions, labels, seed, learnt))
+    out = np.empty(np.shape(labels))
+    for fold in k_fold(len(labels), 5, seed):
+        others = np.concatenate([fold.train, fold.val])
+        weights = choose_weights(predictions[:, others], labels[others], seed, learnt)
+        out[fold.test] = weighted_mean(predictions[:, fold.test], weights)
+    return out
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of the values that have a weight, whatever the others are.
+
+    Args:
+        values: [k, …].
+        weights: [k], sum 1.
+
+    Example:
+        >>> weighted_mean(np.array([[1.0], [3.0], [np.nan]]), np.array([0.5, 0.5, 0.0]))
+        array([2.])
+    """
+    return np.tensordot(weights[weights > 0], values[weights > 0], 1)
 
 
 def weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -73,6 +129,7 @@ def weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         >>> weighted_std(np.array([1.0, 3.0]), np.array([0.5, 0.5])) == np.std([1.0, 3.0], ddof=1)
         np.True_
     """
+    values, weights = values[weights > 0], weights[weights > 0]
     deviations = (values - np.tensordot(weights, values, 1)) ** 2
     return np.sqrt(np.tensordot(weights, deviations, 1) / max(1 - float(weights @ weights), 1e-12))
 
@@ -81,15 +138,15 @@ def _scale(labels: np.ndarray) -> np.ndarray:
     """What an error of each crystal is multiplied by: one over the spread of the labels, 0 where there is none."""
     known = labels[np.isfinite(labels)]
     spread = float(np.abs(known - np.median(known)).mean()) if len(known) else 0.0
-    return np.isfinite(labels) / (spread or 1.0)
+    return np.isfinite(labels) / (spread or 1.0) / max(len(known), 1)
 
 
-def _selected(predictions: np.ndarray, labels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _selected(predictions: np.ndarray, wanted: np.ndarray, scale: np.ndarray, learnt: Learnt) -> np.ndarray:
     """The share of each prediction in the best mean that greedy steps come to."""
-    total, taken = np.zeros_like(labels), np.zeros(len(predictions))
+    total, taken = np.zeros_like(wanted), np.zeros(len(predictions))
     best, shares = np.inf, taken
     for step in range(1, STEPS + 1):
-        errors = (np.abs((total + predictions) / step - labels) * scale).sum((1, 2))
+        errors = (np.abs(learnt((total + predictions) / step) - wanted) * scale).sum((1, 2))
         chosen = int(np.argmin(errors))
         total, taken = total + predictions[chosen], taken + np.eye(len(predictions))[chosen]
         if errors[chosen] < best:

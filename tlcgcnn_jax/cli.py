@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     transfer.add_argument(
         "--strategy", default="full", metavar="NAME",
-        help="full, frozen, head_then_full, keep_head, adapters, …; features:REGRESSOR; ensemble:NAME+NAME; auto; "
+        help="full, frozen, adapters, …; features:, hybrid:, descriptors:REGRESSOR; ensemble:, blend:NAME+NAME; auto; "
         "a name that there is not is answered by all that there are (default: full)",
     )  # fmt: skip
     transfer.add_argument(
@@ -335,7 +335,7 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
 def _tell_choice(model: Any) -> None:
     """What the validation crystals chose from, and how much of it they took."""
     for name, part in model.notes.get("choice", {}).items():
-        error = f"validation MAE {part['val_mae']:.4g}" if "val_mae" in part else "no validation crystals to choose by"
+        error = f"validation MAE {part['val_mae']:.4g}" if "val_mae" in part else "no validation error"
         print(f"{name:<24} weight {part['weight']:>4.0%}  {error}")
 
 

@@ -1,4 +1,4 @@
-"""Several models of one property whose mean is the prediction: the model that an "ensemble:" strategy makes."""
+"""Several models of one property whose mean is the prediction: what "ensemble:" and "blend:" strategies make."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -152,6 +152,8 @@ class TrainConfig:
         loss: "mae", "mse" or "huber" on normalised targets; classes always take the cross-entropy.
         clip: Largest norm of the gradient, or None.
         patience: Epochs without a better validation score after which training stops, or None.
+        keep: Weights of the "best" epoch by validation score, or of the "last" one: where a network learns several
+            properties, the score is the mean of all, and the best epoch of one may be early for another.
         seed: Seed of initial weights, batches and dropout.
     """
 
@@ -168,6 +170,7 @@ class TrainConfig:
     loss: str = "mae"
     clip: float | None = None
     patience: int | None = None
+    keep: str = "best"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -182,6 +185,8 @@ class TrainConfig:
         shares = all(0 < milestone < 1 for milestone in self.milestones)
         _require(shares, f"milestones are {self.milestones}: each is a share of all updates, in (0, 1)")
         _require(self.clip is None or 0 < self.clip < math.inf, f"clip is {self.clip}: positive, or None")
+        _require(self.keep in ("best", "last"), f"keep is {self.keep!r}: use 'best' or 'last'")
+        _require(self.keep == "best" or self.patience is None, "patience waits for a best epoch: keep='last' has none")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}: it must be in [0, 2**32)")
         schedules, losses = ("cosine", "step", "constant"), ("mae", "mse", "huber")
         _require(self.schedule in schedules, f"schedule is {self.schedule!r}: use one of {schedules}")

@@ -16,8 +16,8 @@ LEVEL = 0.9
 class ErrorBar:
     """What the errors on validation crystals say about those on others, for one target, in the space that is learnt.
 
-    The validation crystals have chosen the epoch as well, so that their errors are a little too small, and the share of
-    crystals within the interval a little below `level`.
+    The validation crystals have chosen the epoch as well, and the weights of a blend, so that their errors are a little
+    too small, and the share of crystals within the interval a little below `level`.
 
     Attributes:
         level: Share of crystals whose true value lies within the interval.

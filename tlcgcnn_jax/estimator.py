@@ -22,6 +22,7 @@ from tlcgcnn_jax.run import Result, fit, transfer
 from tlcgcnn_jax.source_choice import SourcePool, find_pool
 from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.strategies import Strategy
+from tlcgcnn_jax.ways import needed_graphs
 
 
 class CGCNNRegressor(RegressorMixin, BaseEstimator):
@@ -34,8 +35,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
     Args:
         source: What to transfer from, as in `transfer`: a model, its folder, the name of a shipped one, several of
             these, or "auto"; None trains from scratch.
-        strategy: With a source: a name, see `strategy_names`, "features:REGRESSOR", "ensemble:NAME+NAME", or a
-            `Strategy`.
+        strategy: With a source: a name as in `transfer`, for example "full", "features:svr" or "auto"; or a `Strategy`.
         epochs: Passes over the training crystals.
         batch_size: Crystals in a batch, on average; None: 32 with a source, 128 without.
         learning_rate: Highest learning rate; None: 0.002 with a source, 0.004 without.
@@ -124,7 +124,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}: a share from 0 to below 1 was expected")
         pool = None if self.source is None else find_pool(self.source)
-        packed = pack_graphs(crystals, pool.graphs if pool else (self.graph or GraphConfig(),), progress=self.verbose)
+        graphs = needed_graphs(self.strategy, pool) if pool else (self.graph or GraphConfig(),)
+        packed = pack_graphs(crystals, graphs, progress=self.verbose)
         target = Target("target", transform=self.transform)
         column = labels.astype(np.float32)[:, None]
         labelled = [
@@ -153,7 +154,10 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         if not return_std:
             return predictions.mean[:, 0]
         if predictions.std is None:
-            raise InputError("return_std needs an ensemble: fit with seeds=2 or more")
+            raise InputError(
+                "return_std: the model has no standard deviation; fit with seeds=2 or more, or a strategy that has one "
+                "(ensembles, regressors such as gp)"
+            )
         return predictions.mean[:, 0], predictions.std[:, 0]
 
     def _run(self, crystals: GraphSets, target: Target, pool: SourcePool | None) -> Result:

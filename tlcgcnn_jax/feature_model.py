@@ -34,6 +34,7 @@ from tlcgcnn_jax.regressors import REGRESSORS, Fitted, fit_regressor
 
 TABLE, SOURCES = "table.npz", "sources"
 FEWEST = 5  # labels, below which a regressor has nothing to choose its settings by
+PAIRWISE, MOST_PAIRS = ("svr", "gp"), 10_000  # a matrix of so many crystals takes 0.8 GB, and there are several
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,13 +178,18 @@ def check_features(regressor: str, targets: tuple[Target, ...], labels: np.ndarr
     for target, column in zip(targets, np.asarray(labels).T, strict=True):
         if target.kind != "regression":
             raise InputError(
-                f"target {target.name}: features:{regressor} predicts values, not classes; choose a strategy that "
-                "trains a network"
+                f"target {target.name}: the regressor {regressor} predicts values, not classes; choose a strategy that "
+                "trains networks alone, such as full"
             )
         count = int(np.isfinite(column).sum())
         if count < FEWEST:
             raise InputError(
-                f"target {target.name}: {count} labelled training crystals, features:{regressor} needs {FEWEST} or more"
+                f"target {target.name}: {count} labelled training crystals: {regressor} needs {FEWEST} or more"
+            )
+        if regressor in PAIRWISE and count > MOST_PAIRS:
+            raise InputError(
+                f"target {target.name}: {count:,} labelled training crystals; {regressor} compares all pairs, which "
+                f"takes too much memory beyond {MOST_PAIRS:,}: choose ridge or boosting, or train networks alone"
             )
 
 

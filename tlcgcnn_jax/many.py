@@ -235,7 +235,7 @@ def train_many(
         dataset: Packed crystals with the targets' columns; all of it is put on the device.
         runs: Rows, start, learning rate and seed of each.
         program: What they have in common, see `train.Program`.
-        config: Epochs, batch size and patience; the rest of it is in the program.
+        config: Epochs, batch size, patience and what is kept; the rest of it is in the program.
         features: Cached activations of every atom or crystal of the dataset, where the program has `cached`.
         together: Runs mapped over in one call. Default: all of them on an accelerator; one on a CPU, where as many
             threads as there are cores call the same program instead.
@@ -305,7 +305,7 @@ def train_many(
                     for row in rows[some[0] :]:
                         on_epoch(i, row)
     ended = zip(runs, progress, histories, strict=True)
-    return [_trained(run, one, history) for run, one, history in ended]
+    return [_trained(run, one, history, config.keep) for run, one, history in ended]
 
 
 def _inputs(
@@ -359,7 +359,7 @@ def _start(program: Program, run: Run) -> Progress:
     return Progress(state, best, jnp.float32(math.inf), jnp.int32(0), jnp.int32(0))
 
 
-def _trained(run: Run, progress: Progress, history: list[dict[str, float]]) -> Trained:
+def _trained(run: Run, progress: Progress, history: list[dict[str, float]], keep: str) -> Trained:
     ended = jax.device_get(progress)
     # Without validation labels the last weights are the best there are, whatever they have come to.
     if not ended.best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ended.best)):
@@ -368,6 +368,8 @@ def _trained(run: Run, progress: Progress, history: list[dict[str, float]]) -> T
             f"(now {run.learning_rate:g}) or look for extreme labels"
         )
     last = {"params": ended.state.params, "batch_stats": ended.state.batch_stats}
+    if keep == "last":
+        return Trained(last, run.normaliser, history, len(history), last)
     return Trained(ended.best, run.normaliser, history, int(ended.best_epoch), last)
 
 

@@ -90,6 +90,7 @@ def run_options(parser: argparse.ArgumentParser, default: TrainConfig, seeds: in
     group = parser.add_argument_group("training")
     choices = {
         "optimizer": ("adamw", "sgd"), "schedule": ("cosine", "step", "constant"), "loss": ("mae", "mse", "huber"),
+        "keep": ("best", "last"),
     }  # fmt: skip
     for field in dataclasses.fields(TrainConfig):
         value = getattr(default, field.name)

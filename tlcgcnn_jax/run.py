@@ -137,8 +137,9 @@ def transfer(
         source: A model, its folder, the name of a shipped one, a list of these or a dictionary of models by name, or
             "auto" for the best of those there are. A strategy of one source takes the best of several.
         strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
+            "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for these alone;
             "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation crystals weight;
-            "auto" for the blend that does best over many targets; or a strategy of your own.
+            "auto" for the blend of `strategies.AUTO_PARTS`; or a strategy of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.

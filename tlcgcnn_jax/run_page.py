@@ -102,14 +102,17 @@ def _about(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
     source, strategy = settings.get("source"), settings.get("strategy")
     if source:
         yield f"Transferred from {source} with the strategy {strategy or 'unknown'}."
+    elif strategy:
+        yield f"Trained with the strategy {strategy}, without a source model."
     else:
         yield "Trained from scratch, without a source model."
     notes, kind = config.get("notes", {}), config.get("kind")
     trained_on = notes.get("crystals trained on")
     crystals = f"; trained on {trained_on:,} crystals." if isinstance(trained_on, int) else "."
     if kind in (FEATURES, COMMITTEE):
-        inner = " and ".join(str(one["name"]) for one in config["inner"])
-        what = f"The mean of {inner}" if kind == COMMITTEE else f"The regressor {config['regressor']} on {inner}"
+        inner = " and ".join(str(one["name"]) for one in config.get("inner", ())) or "descriptors of the crystals"
+        mean = "weighted mean" if config.get("weights") else "mean"
+        what = f"The {mean} of {inner}" if kind == COMMITTEE else f"The regressor {config['regressor']} on {inner}"
         yield what + crystals
         return
     members, sizes, graph = config.get("members", 1), config.get("model", {}), config.get("graph", {})

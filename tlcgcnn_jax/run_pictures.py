@@ -147,6 +147,8 @@ def draw_choice(
         right.set_xlim(0, max(100 * weights.max() * 1.25, 1))
         right.set_xlabel("weight (%)")
     caption = "The parts that the validation crystals chose from; the test crystals had no say."
+    if len(set(weights)) == 1:
+        caption = "Too few validation crystals to choose by: all parts have the same weight."
     return Picture(path, f"Validation error and weight of {len(names)} strategies.", caption)
 
 

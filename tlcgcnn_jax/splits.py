@@ -234,7 +234,7 @@ def _split(parts: Any, where: str, ids: Sequence[str]) -> Split:
     if twice:
         raise InputError(f"{where} names {_some(twice)}: a crystal belongs to one part, once")
     if not parts.get("train"):
-        raise InputError(f"{where}: nothing to train on, its train part is empty or absent; {expected}")
+        raise InputError(f"{where} has nothing to train on: its train part is empty or absent; {expected}")
     return Split(*(np.array([row[str(name)] for name in parts.get(part, [])], np.int64) for part in _PARTS))
 
 

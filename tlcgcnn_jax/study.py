@@ -1,5 +1,6 @@
 """A study: the whole grid of runs, resumable, in this machine's processes or on a cluster, with its report."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +48,8 @@ from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, grid, with_validation
 from tlcgcnn_jax.study_plots import study_pictures
 from tlcgcnn_jax.study_work import Desk, Task, called, dataset_folder, labelled, work
 from tlcgcnn_jax.zoo import find_sources, load_model
+
+logger = logging.getLogger(__name__)
 
 
 def run_study(
@@ -287,7 +290,10 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
             if all(parts):
                 desk.results = results
                 found = [part for part in parts if part]
-                results.add(*desk.ensemble(cell, seed, found, way.weighted))
+                try:
+                    results.add(*desk.ensemble(cell, seed, found, way.weighted))
+                except InputError as error:  # the other runs are worth a report all the same
+                    logger.warning("%s, seed %d is left out: %s", cell.strategy, seed, error)
 
 
 def _part(results: StudyResults, cell: Cell, seed: int, part: str) -> Row | None:

@@ -158,6 +158,8 @@ class StudyConfig:
         for name in self.strategies:
             way = self.strategy(name)
             source = "" if isinstance(way, EnsembleStrategy) else name.partition("@")[2]
+            alone = name.removeprefix(DESCRIPTORS)
+            require(alone == name, f"{name} asks no source: add {alone!r} to the baselines, which are that")
             known = {*RESERVED, *map(source_name, self.sources)}
             require(not source or source in known, f"{name}: no source {source}; there are {', '.join(sorted(known))}")
             parts = way.parts if isinstance(way, EnsembleStrategy) else ()
@@ -236,6 +238,8 @@ def below(study: StudyConfig, folder: Path) -> StudyConfig:
     """
 
     def rooted(name: str) -> str:
+        if name == SHIPPED:
+            return name
         return str(folder / name) if name and not Path(name).is_absolute() and (folder / name).exists() else name
 
     targets = tuple(

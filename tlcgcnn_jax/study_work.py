@@ -13,7 +13,7 @@ import numpy as np
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.baselines import BASELINES, baseline_predictions, predict_in_unit
 from tlcgcnn_jax.batching import batch_plan, pad_budget
-from tlcgcnn_jax.blending import choose_weights, weighted_std
+from tlcgcnn_jax.blending import choose_weights, cross_fitted_mean, weighted_mean, weighted_std
 from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, from_dict, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, load_dataset
@@ -30,6 +30,7 @@ from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.regressors import fit_regressor
 from tlcgcnn_jax.results import DATASETS, SOURCES, SPLITS, STUDY, Row, RunPredictions, StudyResults, file_name
+from tlcgcnn_jax.selection import learnt_values
 from tlcgcnn_jax.splits import Split, overlap, read_splits
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, learnt_target, target_name, training_sizes
@@ -332,13 +333,15 @@ class Desk:
         parts = [self.results.predictions(run.run) for run in runs]
         first, weights = parts[0], np.full(len(parts), 1 / len(parts))
         test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
+        val_mean = val.mean(0)
         if weighted:
             # By errors of what is learnt, of which a heavy tail is no large part.
-            learnt = losses.transform_labels(val.T, [learnt_target(self.target(cell.target))] * len(val)).T
-            weights = choose_weights(learnt, self._learnt(cell.target)[first.val_rows], seed)
+            learnt = functools.partial(learnt_values, targets=[learnt_target(self.target(cell.target))])
+            args = (val[:, :, None], self.results.crystals(cell.target).values[first.val_rows, None], seed, learnt)
+            weights, val_mean = choose_weights(*args), cross_fitted_mean(*args)[:, 0]
         combined = replace(
-            first, test=weights @ test, test_std=weighted_std(test, weights),
-            val=weights @ val, val_std=weighted_std(val, weights),
+            first, test=weighted_mean(test, weights), test_std=weighted_std(test, weights),
+            val=val_mean, val_std=weighted_std(val, weights),
         )  # fmt: skip
         overlaps = [run.overlap for run in runs if run.kind == "transfer"]
         row, predictions = self.row(cell, seed, combined, {}, updates=sum(run.updates for run in runs), epochs=0)

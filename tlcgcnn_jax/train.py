@@ -74,7 +74,7 @@ class Program:
         blank = TrainConfig()
         kept = replace(
             self.config, seed=blank.seed, epochs=blank.epochs, learning_rate=blank.learning_rate,
-            batch_size=blank.batch_size, patience=blank.patience,
+            batch_size=blank.batch_size, patience=blank.patience, keep=blank.keep,
         )  # fmt: skip
         return replace(self, config=kept)
 
@@ -163,10 +163,11 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        variables: Best {"params", "batch_stats"} by validation score (the last ones where nothing is held out).
+        variables: {"params", "batch_stats"} that are kept: the best by validation score, or the last ones where nothing
+            is held out or the settings say so.
         normaliser: Fitted on the training rows.
         history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate, seconds.
-        best_epoch: Counted from 1.
+        best_epoch: The one that is kept, counted from 1.
         last: Variables after the last epoch.
     """
 
@@ -302,8 +303,10 @@ def train(
                 checkpoints.save(epoch + 1, {"state": state, "best": best}, meta)
             if on_epoch:
                 on_epoch(history[-1])
-    last = {"params": state.params, "batch_stats": state.batch_stats}
-    return Trained(jax.device_get(best), normaliser, history, best_epoch, jax.device_get(last))
+    last = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    if config.keep == "last":
+        return Trained(last, normaliser, history, len(history), last)
+    return Trained(jax.device_get(best), normaliser, history, best_epoch, last)
 
 
 def example_graph(dataset: CrystalDataset) -> Any:

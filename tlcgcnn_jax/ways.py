@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlcgcnn_jax.blending import CHOICE, choose_weights
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.committee import AnyModel, Committee
@@ -16,14 +15,14 @@ from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig, to
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.embeddings import DESCRIPTORS
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.evaluate import predict_packed, with_error_bars
+from tlcgcnn_jax.evaluate import with_error_bars
 from tlcgcnn_jax.feature_model import check_features, make_feature_model
 from tlcgcnn_jax.fine_tuning import Job, Start, fine_tune, network_of, start
 from tlcgcnn_jax.graph_sets import GraphSets
-from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.regressors import REGRESSORS
+from tlcgcnn_jax.selection import weighted_committee
 from tlcgcnn_jax.source_choice import SourceChoice, SourcePool
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.strategies import EnsembleStrategy, FeatureStrategy, Strategy, find_strategy, find_way
@@ -32,7 +31,6 @@ from tlcgcnn_jax.watch import EpochBar, Interrupts, NetworksBar, OnEpoch, epoch_
 
 DEVICE_BYTES = 2**30  # packed crystals beyond this size are streamed to the device, network by network
 DEEPEST = 99  # convolutions, before the sources are known
-LEAST_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +213,7 @@ class FeaturesPlan:
     @property
     def about(self) -> dict[str, Any]:
         """For the settings of the run."""
-        return {"source": " + ".join(self.sources), "strategy": self.strategy.name}
+        return {**_named(self.sources), "strategy": self.strategy.name}
 
     def lines(self) -> list[str]:
         """For people who watch."""
@@ -263,7 +261,7 @@ class CommitteePlan:
     def about(self) -> dict[str, Any]:
         """For the settings of the run."""
         parts = {name: part.about for name, part in self.parts.items()}
-        return {"source": " + ".join(self.sources), "strategy": self.strategy.name, "parts": parts}
+        return {**_named(self.sources), "strategy": self.strategy.name, "parts": parts}
 
     def lines(self) -> list[str]:
         """For people who watch."""
@@ -271,42 +269,22 @@ class CommitteePlan:
 
     def make(self, at: Workplace) -> Made:
         """Train the parts, one after the other."""
-        parts, history, best_epochs, formulas = {}, [], [], set[str]()
+        parts: dict[str, AnyModel] = {}
+        history: list[dict[str, float]] = []
+        best_epochs: list[int] = []
         for index, (name, part) in enumerate(self.parts.items()):
             made = part.make(replace(at, part=f"part_{index}", first=len(best_epochs)))
             parts[name] = made.model
             history += made.history
             best_epochs += made.best_epochs
-            formulas |= set(made.model.formulas)
-        model = self._joined(parts, tuple(sorted(formulas)))
-        return Made(with_error_bars(model, self.lesson.crystals, self.lesson.split), history, best_epochs)
-
-    def _joined(self, parts: dict[str, AnyModel], formulas: tuple[str, ...]) -> AnyModel:
-        """The mean of the parts; one whose weight is next to nothing is left out, which saves its time."""
-        if not self.strategy.weighted:
-            return Committee(parts, formulas=formulas)
-        crystals, rows = self.lesson.crystals, self.lesson.split.val
-        held = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
-        labels = np.asarray(held.datasets[0].targets, float)
-        said = [predict_packed(part, held).values for part in parts.values()] if len(rows) else []
-        learnt = [transform_labels(values, self.lesson.targets) for values in said]
-        weights = np.full(len(parts), 1 / len(parts))
-        if said:
-            weights = choose_weights(
-                np.stack(learnt), transform_labels(labels, self.lesson.targets), self.lesson.config.seed
-            )
-        weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
-        shares = dict(zip(parts, (weights / weights.sum()).tolist(), strict=True))
-        errors = [float(np.nanmean(np.abs(values[:, 0] - labels[:, 0]))) for values in said]
-        told = {name: {"weight": share} for name, share in shares.items()}
-        for name, error in zip(parts, errors, strict=False):
-            told[name]["val_mae"] = error
-        kept = {name: share for name, share in shares.items() if share}
-        notes = {"strategy": self.strategy.name, CHOICE: told}
-        if len(kept) == 1:
-            best = parts[next(iter(kept))]
-            return replace(best, formulas=formulas, notes=notes)
-        return Committee({name: parts[name] for name in kept}, {}, notes, formulas, (), tuple(kept.values()))
+        lesson = self.lesson
+        if self.strategy.weighted:
+            model = weighted_committee(parts, lesson.crystals, lesson.split.val, lesson.config.seed)
+            model = replace(model, notes={**model.notes, "strategy": self.strategy.name})
+        else:
+            formulas = set[str]().union(*(part.formulas for part in parts.values()))
+            model = Committee(parts, formulas=tuple(sorted(formulas)))
+        return Made(with_error_bars(model, lesson.crystals, lesson.split), history, best_epochs)
 
 
 Plan = NetworksPlan | FeaturesPlan | CommitteePlan
@@ -367,7 +345,10 @@ def plan_transfer(
             raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
         labels = np.asarray(lesson.crystals.datasets[0].targets)[lesson.split.train]
         check_features(way.regressor, lesson.targets, labels)
-        return FeaturesPlan(lesson, way, {} if way.layers == (DESCRIPTORS,) else choice.sources(way))
+        if way.layers != (DESCRIPTORS,):
+            return FeaturesPlan(lesson, way, choice.sources(way))
+        lesson.crystals[GraphConfig()]  # raises what would otherwise come after the other parts' training
+        return FeaturesPlan(lesson, way, {})
     sources = choice.sources(way)
     depth = next(iter(sources.values())).model.convolutions
     return _networks(lesson, find_strategy(strategy, multipliers, depth), sources, ModelConfig())  # type: ignore[arg-type]
@@ -394,6 +375,11 @@ def _networks(
     starts = [start(dataset, lesson.targets, strategy, models, job, model) for job in jobs]
     sizes = network_of(strategy, models, model)
     return NetworksPlan(lesson, strategy, sources, dataset, sizes, jobs, starts, streamed)
+
+
+def _named(sources: Mapping[str, Model]) -> dict[str, str]:
+    """Sources for the settings of a run; descriptors alone have none."""
+    return {"source": " + ".join(sources)} if sources else {}
 
 
 def _device_bytes(dataset: CrystalDataset, split: Split) -> int:

@@ -1,0 +1,101 @@
+"""A committee whose validation crystals choose what each part of it counts."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tlcgcnn_jax.blending import CHOICE, FEWEST, choose_weights
+from tlcgcnn_jax.committee import AnyModel, Committee
+from tlcgcnn_jax.config import Target
+from tlcgcnn_jax.evaluate import predict_packed
+from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.losses import output_slices
+
+logger = logging.getLogger(__name__)
+
+SCALES: dict[str, Any] = {"identity": np.asarray, "log10": np.log10, "log": np.log}
+
+
+def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows: np.ndarray, seed: int = 0) -> AnyModel:
+    """The mean of models, weighted so that its error on some crystals is small.
+
+    The errors are those of what is learnt, of a logarithm where a target has one, and of probabilities for classes.
+    Parts without weight are left out; of fewer than 9 labelled crystals nothing is chosen, with a warning.
+
+    Args:
+        parts: Models of the same targets, by the name of their strategy.
+        crystals: With the targets' columns and the graphs that the parts need.
+        rows: Crystals that no part was trained on.
+        seed: Of the choice.
+
+    Returns:
+        A committee, or a part alone where that is best; its notes hold under "choice" the weight and the error of each
+        part ("val_mae": mean absolute error of the first target in its unit; none for classes).
+
+    Raises:
+        InputError: No part whose predictions are finite.
+    """
+    targets = next(iter(parts.values())).targets
+    held = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
+    labels = np.asarray(held.datasets[0].targets, float)
+    said = {name: predict_packed(part, held).mean if len(rows) else np.zeros((0, 1)) for name, part in parts.items()}
+    weights = np.full(len(parts), 1 / len(parts))
+    known = int(np.isfinite(labels).any(1).sum())
+    if known:
+        wanted = _outputs(labels, targets)
+        weights = choose_weights(
+            np.stack([*said.values()]), wanted, seed, lambda values: learnt_values(values, targets)
+        )
+    if known < FEWEST:
+        logger.warning(
+            "%d validation crystals have a label, %d are needed to choose weights by: %s count alike",
+            known, FEWEST, ", ".join(parts),
+        )  # fmt: skip
+    shares = dict(zip(parts, weights.tolist(), strict=True))
+    choice = {name: {"weight": share, **_error(said[name], labels, targets)} for name, share in shares.items()}
+    kept = {name: share for name, share in shares.items() if share}
+    formulas = tuple(sorted(set[str]().union(*(parts[name].formulas for name in kept))))
+    if len(kept) == 1:
+        return replace(parts[next(iter(kept))], formulas=formulas, notes={CHOICE: choice})
+    return Committee({name: parts[name] for name in kept}, {}, {CHOICE: choice}, formulas, (), tuple(kept.values()))
+
+
+def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Values as they are learnt; not finite where there is no logarithm.
+
+    Args:
+        values: […, outputs] in the targets' units.
+        targets: What is learnt.
+
+    Example:
+        >>> learnt_values(np.array([[100.0], [0.0]]), [Target("k", transform="log10")])
+        array([[  2.],
+               [-inf]])
+    """
+    out = np.array(values, float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for target, part in zip(targets, output_slices(targets), strict=True):
+            out[..., part] = SCALES[target.transform](out[..., part])
+    return out
+
+
+def _outputs(labels: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Labels in the columns of a prediction: values, and 0 or 1 for each class; NaN where unknown, [n, outputs]."""
+    columns = []
+    for target, column in zip(targets, labels.T, strict=True):
+        if target.kind == "classification":
+            classes = (column[:, None] == np.arange(target.classes)).astype(float)
+            columns.append(np.where(np.isfinite(column)[:, None], classes, np.nan))
+        else:
+            columns.append(column[:, None])
+    return np.concatenate(columns, axis=1)
+
+
+def _error(said: np.ndarray, labels: np.ndarray, targets: Sequence[Target]) -> dict[str, float]:
+    known = np.isfinite(labels[:, 0])
+    if targets[0].kind != "regression" or not known.any():
+        return {}
+    return {"val_mae": float(np.abs(said[known, 0] - labels[known, 0]).mean())}
