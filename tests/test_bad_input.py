@@ -313,7 +313,7 @@ def test_a_source_with_other_convolutions_lists_the_differences():
 STRATEGIES = {
     "classes for a regressor": (("--strategy", "features:svr", "--task", "classification"), "predicts values, not cla"),
     "too few rows for a regressor": (
-        ("--strategy", "features:svr", "--train-size", 4), "4 labelled training crystals, features:svr needs 5",
+        ("--strategy", "features:svr", "--train-size", 4), "4 labelled training crystals: svr needs 5",
     ),
     "a regressor that learns at a rate": (("--strategy", "features:svr", "--rate", "*=0.5"), "trains no network"),
     "too few rows to choose by": (

@@ -136,7 +136,7 @@ def test_features_and_ensembles_of_ways_are_strategies():
     parts = [predict(part, CRYSTALS).mean[:, 0] for part in both.model_.parts.values()]
     np.testing.assert_allclose(both.predict(CRYSTALS), np.mean(parts, 0))
     plain = CGCNNRegressor(source(), "features:ridge").fit(CRYSTALS, MODULI)
-    with pytest.raises(InputError, match="needs an ensemble"):
+    with pytest.raises(InputError, match="no standard deviation"):
         plain.predict(CRYSTALS, return_std=True)
 
 

@@ -17,13 +17,13 @@ from tlcgcnn_jax.study_grid import left_out
 SUITE = Path(__file__).parents[1] / "experiments" / "published_suite"
 STUDY = read_study(SUITE / "study.toml")
 TASKS = [target_name(target) for target in STUDY.targets]
-ENERGIES = (
-    "mp-formation-energy", "mp-multi", "perovskite-heat", "carbon-energy", "moe/mp_eform", "moe/jarvis_eform",
-    "moe/castelli_eform", "official/mp_eform", "official/mp_final_energy",
+ENERGIES = (  # mp-elastic starts from mp-multi
+    "mp-formation-energy", "mp-multi", "mp-elastic", "perovskite-heat", "carbon-energy", "moe/mp_eform",
+    "moe/jarvis_eform", "moe/castelli_eform", "official/mp_eform", "official/mp_final_energy",
 )  # fmt: skip
 DIELECTRIC = ("mp-dielectric", "moe/jarvis_dielectric_opt")
 OTHERS = (
-    "mp-band-gap", "mp-metal", "mp-elastic", "mp-hse-gap", "moe/mp_bandgap", "moe/jarvis_bandgap", "moe/mp_kvrh",
+    "mp-band-gap", "mp-metal", "mp-hse-gap", "moe/mp_bandgap", "moe/jarvis_bandgap", "moe/mp_kvrh",
     "moe/jarvis_gvrh", "moe/n_Seebeck", "moe/p_avg_eff_mass", "moe/weighted_n_th_cond", "official/mp_bandgap",
     "official/mp_bulk_modulus", "official/mp_semi_metal",
 )  # fmt: skip

