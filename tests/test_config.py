@@ -83,6 +83,8 @@ BAD = {
     "unknown schedule": (TrainConfig, {"schedule": "linear"}, "linear"),
     "unknown loss": (TrainConfig, {"loss": "l3"}, "l3"),
     "only warm-up": (TrainConfig, {"warmup": 1.0}, "warmup"),
+    "nothing kept": (TrainConfig, {"keep": "first"}, "keep is 'first'"),
+    "patience without a best epoch": (TrainConfig, {"keep": "last", "patience": 3}, "patience waits for a best epoch"),
     "no patience": (TrainConfig, {"patience": 0}, "patience"),
 }
 

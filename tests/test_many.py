@@ -192,6 +192,12 @@ def test_what_is_kept_has_the_best_score():
     assert {found.best_epoch for found in in_turn()} != {CONFIG.epochs}, "one of the runs is to have an earlier best"
 
 
+def test_the_last_epoch_is_kept_on_request():
+    for found, best in zip(trained(config=dataclasses.replace(CONFIG, keep="last")), in_turn(), strict=True):
+        assert found.best_epoch == CONFIG.epochs
+        jax.tree.map(np.testing.assert_array_equal, found.variables, best.last)
+
+
 def test_several_targets_with_gaps():
     """Values and classes, missing labels, and two training crystals without any, in one batch an epoch."""
     dataset = toy.dataset(tuple(target.name for target in SEVERAL))

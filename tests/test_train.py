@@ -63,6 +63,14 @@ def test_nothing_held_out_keeps_the_last(whole, change):
     jax.tree.map(np.testing.assert_array_equal, found.last, whole.last)
 
 
+def test_the_last_epoch_is_kept_on_request():
+    far_too_fast = dataclasses.replace(toy.CONFIG, learning_rate=0.5, schedule="constant")
+    best, found = run(far_too_fast), run(dataclasses.replace(far_too_fast, keep="last"))
+    assert best.best_epoch < len(best.history) == found.best_epoch  # so that it makes a difference here
+    jax.tree.map(np.testing.assert_array_equal, found.variables, best.last)
+    jax.tree.map(np.testing.assert_array_equal, found.last, best.last)
+
+
 def test_patience():
     """With a rate of next to nothing the score stays where it is, and training ends after so many epochs more."""
     targets = np.array(toy.dataset().targets)
