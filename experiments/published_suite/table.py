@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         {"task": task, "sources": way[0], "source": way[1], "strategy": way[2], **mean._asdict()}
         for (task, way), mean in means.items()
     ])  # fmt: skip
-    text = "\n".join(
-        [main_table(targets, means, published), bars(means, published), *all_ways(targets, means, published)]
-    )
+    picture_link = "![Errors relative to the published CGCNN](errors.png)\n"
+    parts = [main_table(targets, means, published), bars(means, published), picture_link]
+    text = "\n".join([*parts, *all_ways(targets, means, published)])
     readme = options.out / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     write_whole(readme, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}".encode())
