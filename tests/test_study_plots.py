@@ -3,9 +3,9 @@
 import made_up_study
 import pytest
 
-from tlcgcnn_jax.analysis import analyse
+from tlcgcnn_jax.analysis import Way, analyse
 from tlcgcnn_jax.study_plots import learning_curves, study_pictures
-from tlcgcnn_jax.study_series import study_series
+from tlcgcnn_jax.study_series import COLOURS, Series, _free_place, study_series
 
 SMALL = {"sizes": (50, 100), "seeds": 3, "n_test": 25, "n_val": 15}
 SCRATCH = tuple(way for way in made_up_study.WAYS if way.kind == "scratch")
@@ -51,3 +51,17 @@ def test_curves_are_those_of_the_series(tmp_path, monkeypatch):
     for size, mae in zip(*drawn["scratch"].get_data(), strict=True):
         runs = results.select(strategy="scratch", size=int(size))
         assert mae == pytest.approx(sum(run.test_mae for run in runs) / len(runs))
+
+
+def test_no_two_lines_of_a_picture_share_a_colour():
+    """Counting colours through over all targets gave the first and the eighth way the same one, on the same target."""
+    ways = [Way("", 0, f"way {number}", "transfer") for number in range(9)]
+    pictures = [
+        [Series(ways[i], "", (), shown=True) for i in some] for some in ((0, 1, 2, 3, 7), (2, 4, 5), (6, 7, 8, 0))
+    ]
+    places: dict[Way, int] = {}
+    for way in ways:
+        places[way] = _free_place(way, places, pictures)
+    assert len(set(places.values())) == len(ways)  # colour and shape together tell all apart
+    for shown in pictures:
+        assert len({places[one.way] % COLOURS for one in shown}) == len(shown)

@@ -1,5 +1,6 @@
 """The series of a study: one way of learning a target over all training sizes, as curves and tables show it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,8 +55,8 @@ def study_series(analysis: Analysis, targets: Iterable[str]) -> dict[str, list[S
     places: dict[Way, int] = {}
     for shown in (True, False):
         for one in (one for of_target in series.values() for one in of_target if one.way.kind != "scratch"):
-            if one.shown == shown:
-                places.setdefault(one.way, len(places))
+            if one.shown == shown and one.way not in places:
+                places[one.way] = _free_place(one.way, places, series.values()) if shown else _next(places)
     return {target: [_dressed(one, places.get(one.way)) for one in of_target] for target, of_target in series.items()}
 
 
@@ -132,6 +133,20 @@ def _labels(ways: Sequence[Way]) -> list[str]:
     ]
     whole = [str(way).replace("`", "") for way in ways]
     return [long if sizes.count(label) > 1 else label for label, long in zip(sizes, whole, strict=True)]
+
+
+def _free_place(way: Way, places: Mapping[Way, int], series: Iterable[Sequence[Series]]) -> int:
+    """A place whose colour none has that is shown beside this way, as long as there are colours."""
+    beside = [[one.way for one in of_target if one.shown] for of_target in series]
+    taken = {places[other] % COLOURS for ways in beside if way in ways for other in ways if other in places}
+    if len(taken) == COLOURS:
+        return _next(places)
+    return next(place for place in itertools.count() if place not in places.values() and place % COLOURS not in taken)
+
+
+def _next(places: Mapping[Way, int]) -> int:
+    """The first place that is free."""
+    return next(place for place in itertools.count() if place not in places.values())
 
 
 def _dressed(series: Series, place: int | None) -> Series:
