@@ -64,14 +64,15 @@ def test_unknown_engine():
 def ray_cluster():
     """A cluster of three workers on this machine."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
     here = str(Path(__file__).parent)
-    ray.init(
-        num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False,
-        runtime_env={"env_vars": {"PYTHONPATH": here}},
-    )  # fmt: skip
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(
+            num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False,
+            runtime_env={"env_vars": {"PYTHONPATH": here}},
+        )  # fmt: skip
+        yield ray
+        ray.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -90,6 +90,11 @@ def cross_fitted_mean(
 
     Returns:
         As `labels`.
+
+    Example:
+        >>> labels = np.linspace(0, 1, 50)
+        >>> np.abs(cross_fitted_mean(np.stack([labels + 0.1, labels - 0.1]), labels) - labels).max() < 0.02
+        np.True_
     """
     if len(labels) < FEWEST:
         return weighted_mean(predictions, choose_weights(predictions, labels, seed, learnt))

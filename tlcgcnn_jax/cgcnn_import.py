@@ -239,7 +239,8 @@ def _read(path: Path) -> Checkpoint:
         raise InputError(f'{path}: "args" is {args!r}: the settings of the training run were expected')
     normaliser = content.get("normalizer")
     try:
-        mean, std = float(normaliser["mean"]), float(normaliser["std"])  # type: ignore[index]
+        scale = dict(normaliser or {})
+        mean, std = float(scale["mean"]), float(scale["std"])
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             f'{path}: "normalizer" is {normaliser!r}: {{"mean": number, "std": number}} was expected, without which'
@@ -247,7 +248,7 @@ def _read(path: Path) -> Checkpoint:
         ) from error
     if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
         raise InputError(f"{path}: its normalizer has mean {mean} and std {std}: std must be positive")
-    skewed = [key for key, value in normaliser.items() if key not in ("mean", "std") and value]  # type: ignore
+    skewed = [key for key, value in scale.items() if key not in ("mean", "std") and value]
     if skewed:
         raise InputError(f"{path}: its normalizer has {', '.join(skewed)}, which this package does not know")
     best = content.get("best_mae_error", content.get("best_metric"))
@@ -285,8 +286,8 @@ def _load_torch(path: Path) -> Any:
     # (under the name that NumPy 1 gave it).
     allowed = [
         argparse.Namespace,
-        (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # type: ignore[index]
-        np.float64(0).__reduce__()[0],  # type: ignore[index]
+        (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+        np.float64(0).__reduce__()[0],
         np.dtype,
         np.dtypes.Float32DType,
         np.dtypes.Float64DType,

@@ -334,7 +334,9 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
 
 def _tell_choice(model: Any) -> None:
     """What the validation crystals chose from, and how much of it they took."""
-    for name, part in model.notes.get("choice", {}).items():
+    from tlcgcnn_jax.blending import CHOICE
+
+    for name, part in model.notes.get(CHOICE, {}).items():
         error = f"validation MAE {part['val_mae']:.4g}" if "val_mae" in part else "no validation error"
         print(f"{name:<24} weight {part['weight']:>4.0%}  {error}")
 

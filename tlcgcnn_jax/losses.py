@@ -1,6 +1,6 @@
 """Labels as the network sees them, and masked losses on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +23,11 @@ class Normaliser(NamedTuple):
 
     mean: np.ndarray
     std: np.ndarray
+
+
+FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": np.asarray, "log10": np.log10, "log": np.log,
+}  # fmt: skip
 
 
 def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
@@ -57,10 +62,32 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarra
                 raise InputError(
                     f"target {target.name}: transform {target.transform} needs positive values, found {known.min()}"
                 )
-            out[:, column] = np.log10(out[:, column]) if target.transform == "log10" else np.log(out[:, column])
+            out[:, column] = FORWARD[target.transform](out[:, column])
         if target.kind == "classification" and not np.all(np.isin(known, np.arange(target.classes))):
             wrong = known[~np.isin(known, np.arange(target.classes))][0]
             raise InputError(f"target {target.name}: class {wrong:g} found, expected 0 to {target.classes - 1}")
+    return out
+
+
+def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Predictions in the targets' units to the space that is learnt; not finite where there is no logarithm.
+
+    Args:
+        values: […, Σ target.outputs]; probabilities of classes stay as they are.
+        targets: What is learnt.
+
+    Returns:
+        float64, of the same shape.
+
+    Example:
+        >>> learnt_values(np.array([[100.0], [0.0]]), [Target("k", transform="log10")])
+        array([[  2.],
+               [-inf]])
+    """
+    out = np.array(values, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for target, part in zip(targets, output_slices(targets), strict=True):
+            out[..., part] = FORWARD[target.transform](out[..., part])
     return out
 
 

@@ -154,7 +154,7 @@ def parity(
                 extent=(*ends, *ends), xscale=scale, yscale=scale,
             )  # fmt: skip
             bar = figure.colorbar(cells, ax=axes, shrink=0.75, pad=0.02, label="Crystals in a cell", format=short)
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
         else:
             if std is not None:
                 bars = np.nan_to_num(np.asarray(std, float)[known])
@@ -215,7 +215,7 @@ def confusion(
         axes.set(xlabel=labelled("Predicted", name, ""), ylabel=labelled("True", name, ""))
         axes.tick_params(length=0)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, label="Share of the true class")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return Path(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.blending import weighted_std
+from tlcgcnn_jax.blending import weighted_mean, weighted_std
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import Skipped
 
@@ -47,7 +47,7 @@ class Predictions:
     @property
     def mean(self) -> np.ndarray:
         """Mean over the members, [n, outputs]."""
-        return self.members.mean(0) if self.weights is None else np.tensordot(self.weights, self.members, 1)
+        return self.members.mean(0) if self.weights is None else weighted_mean(self.members, self.weights)
 
     @property
     def std(self) -> np.ndarray | None:

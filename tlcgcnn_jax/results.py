@@ -161,7 +161,7 @@ class StudyResults:
         data = io.BytesIO()
         arrays = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
         kept = {name: a.astype(np.int32 if name.endswith("rows") else np.float32) for name, a in arrays.items()}
-        np.savez_compressed(data, **kept)  # type: ignore[arg-type]
+        np.savez_compressed(data, **kept)
         write_whole(self.folder / PREDICTIONS / f"{row.run}.npz", data.getvalue())
         path, text = self.folder / RESULTS, io.StringIO()
         _mend(path)

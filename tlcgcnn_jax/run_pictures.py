@@ -121,7 +121,10 @@ def draw_choice(
         folder: Where to write choice.png.
         choice: {"weight", "val_mae"} of each part, by name; no "val_mae" where nothing was there to choose by.
         target: Whose error it is.
-        whole: Validation error of the weighted mean, for a line.
+        whole: Error of the weighted mean on the same crystals, for a line.
+
+    Returns:
+        The file, with its caption.
     """
     names = list(choice)
     path, rows = folder / "choice.png", np.arange(len(names))
@@ -146,7 +149,10 @@ def draw_choice(
                            va="center", fontsize=9)  # fmt: skip
         right.set_xlim(0, max(100 * weights.max() * 1.25, 1))
         right.set_xlabel("weight (%)")
-    caption = "The parts that the validation crystals chose from; the test crystals had no say."
+    caption = (
+        "What the validation crystals chose from; the test crystals had no say. The line is a little too good: the "
+        "same crystals chose the weights."
+    )
     if len(set(weights)) == 1:
         caption = "Too few validation crystals to choose by: all parts have the same weight."
     return Picture(path, f"Validation error and weight of {len(names)} strategies.", caption)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,9 @@ from tlcgcnn_jax.committee import AnyModel, Committee
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.evaluate import predict_packed
 from tlcgcnn_jax.graph_sets import GraphSets
-from tlcgcnn_jax.losses import output_slices
+from tlcgcnn_jax.losses import learnt_values
 
 logger = logging.getLogger(__name__)
-
-SCALES: dict[str, Any] = {"identity": np.asarray, "log10": np.log10, "log": np.log}
 
 
 def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows: np.ndarray, seed: int = 0) -> AnyModel:
@@ -61,25 +58,6 @@ def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows:
     if len(kept) == 1:
         return replace(parts[next(iter(kept))], formulas=formulas, notes={CHOICE: choice})
     return Committee({name: parts[name] for name in kept}, {}, {CHOICE: choice}, formulas, (), tuple(kept.values()))
-
-
-def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
-    """Values as they are learnt; not finite where there is no logarithm.
-
-    Args:
-        values: […, outputs] in the targets' units.
-        targets: What is learnt.
-
-    Example:
-        >>> learnt_values(np.array([[100.0], [0.0]]), [Target("k", transform="log10")])
-        array([[  2.],
-               [-inf]])
-    """
-    out = np.array(values, float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for target, part in zip(targets, output_slices(targets), strict=True):
-            out[..., part] = SCALES[target.transform](out[..., part])
-    return out
 
 
 def _outputs(labels: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

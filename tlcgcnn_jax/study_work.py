@@ -30,7 +30,6 @@ from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.regressors import fit_regressor
 from tlcgcnn_jax.results import DATASETS, SOURCES, SPLITS, STUDY, Row, RunPredictions, StudyResults, file_name
-from tlcgcnn_jax.selection import learnt_values
 from tlcgcnn_jax.splits import Split, overlap, read_splits
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, learnt_target, target_name, training_sizes
@@ -336,7 +335,7 @@ class Desk:
         val_mean = val.mean(0)
         if weighted:
             # By errors of what is learnt, of which a heavy tail is no large part.
-            learnt = functools.partial(learnt_values, targets=[learnt_target(self.target(cell.target))])
+            learnt = functools.partial(losses.learnt_values, targets=[learnt_target(self.target(cell.target))])
             args = (val[:, :, None], self.results.crystals(cell.target).values[first.val_rows, None], seed, learnt)
             weights, val_mean = choose_weights(*args), cross_fitted_mean(*args)[:, 0]
         combined = replace(

@@ -311,8 +311,23 @@ def check_way(name: str) -> None:
         raise InputError(f"no regressor {way.regressor!r}; there are: {', '.join(REGRESSORS)}")
 
 
-def needed_graphs(strategy: Any, pool: SourcePool) -> tuple[GraphConfig, ...]:
-    """Kinds of graphs that a strategy needs: those of the sources, and the default ones for descriptors alone."""
+def needed_graphs(
+    strategy: str | Strategy | FeatureStrategy | EnsembleStrategy, pool: SourcePool
+) -> tuple[GraphConfig, ...]:
+    """Kinds of graphs that a strategy needs: those of the sources, and the default ones for descriptors alone.
+
+    Args:
+        strategy: Name, or a value of one's own.
+        pool: Sources that it may take.
+
+    Raises:
+        InputError: An unknown strategy.
+
+    Example:
+        >>> from tlcgcnn_jax.source_choice import find_pool
+        >>> len(needed_graphs("auto", find_pool("mp-formation-energy")))
+        2
+    """
     way = find_way(strategy, convolutions=DEEPEST) if isinstance(strategy, str) else strategy
     ways = [find_way(part, DEEPEST) for part in way.parts] if isinstance(way, EnsembleStrategy) else [way]
     alone = any(isinstance(one, FeatureStrategy) and one.layers == (DESCRIPTORS,) for one in ways)
