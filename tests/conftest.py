@@ -27,6 +27,17 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Compiled programs go with the file that made them.
+
+    Each takes several memory mappings, of which Linux allows a process 65,530 (vm.max_map_count). Those of the whole
+    suite are as many, and past that JAX dies of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Without most optimisations, for files with many small programs, whose compilation is most of the time."""
