@@ -21,7 +21,7 @@ def model() -> Model:
         GraphConfig(places=3),
         toy.SIZES,
         (Target("k_vrh", "GPa", transform="log10"),),
-        Normaliser(np.array([1.2345678], np.float32), np.array([1 / 3], np.float32)),
+        Normaliser(*np.array([[1.2345678], [1 / 3], [-0.1], [np.nan]], np.float32)),
         (toy.variables(moved=True), toy.variables(seed=1)),
         {"test": {"mae": 12.5, "n": 40}},
         {"data": "made up", "licence": "MIT"},

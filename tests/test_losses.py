@@ -76,6 +76,18 @@ def test_denormalise_is_the_inverse():
     np.testing.assert_allclose(losses.denormalise(normal, targets, normaliser), values, rtol=1e-5)
 
 
+def test_logarithms_stay_within_the_training_labels():
+    targets = [GAP, LOG, METAL]
+    normaliser = losses.fit_normaliser(np.array([[1.0, 10.0, 0.0], [2.0, 1000.0, 1.0], [3.0, NAN, NAN]]), targets)
+    np.testing.assert_array_equal(normaliser.low, [1, 1, NAN])
+    np.testing.assert_array_equal(normaliser.high, [3, 3, NAN])
+    out = losses.denormalise(np.array([[50.0, 50.0, 0, 0], [-50.0, -50.0, 0, 0], [0, 0.5, 0, 0]]), targets, normaliser)
+    np.testing.assert_allclose(out[:, 1], [1000, 10, 10**2.5], rtol=1e-6)
+    assert out[0, 0] > 40 and out[1, 0] < -30, "a value that is learnt as it is has no bounds"
+    unknown = losses.denormalise(np.array([[0, 50.0, 0, 0]]), targets, normaliser._replace(low=None, high=None))
+    assert unknown[0, 1] > 1e40
+
+
 def test_classes_become_probabilities():
     normaliser = losses.Normaliser(np.array([2.0, 0.0], np.float32), np.array([3.0, 1.0], np.float32))
     out = losses.denormalise(np.array([[1.0, 0.0, np.log(3.0)], [0.0, 800.0, -800.0]]), [GAP, METAL], normaliser)

@@ -1,5 +1,6 @@
 """Labels as the network sees them, and masked losses on them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,15 +15,19 @@ from tlcgcnn_jax.errors import InputError
 
 
 class Normaliser(NamedTuple):
-    """Mean and standard deviation of each target, after its transform; (0, 1) for classes.
+    """What the training labels of each target are like, after its transform; (0, 1) and no range for classes.
 
     Attributes:
         mean: float32 [n_target].
-        std: float32 [n_target].
+        std: float32 [n_target], standard deviation.
+        low: float32 [n_target], smallest; NaN where it is not known, None where none is.
+        high: float32 [n_target], largest; likewise.
     """
 
     mean: np.ndarray
     std: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -31,7 +36,7 @@ FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
-    """Mean and standard deviation of the training rows, and of these alone.
+    """Mean, standard deviation and range of the training rows, and of these alone.
 
     Args:
         values: [n_train, n_target] in the targets' units, NaN where missing.
@@ -42,6 +47,7 @@ def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
     """
     transformed = transform_labels(values, targets)
     mean, std = np.zeros(len(targets)), np.ones(len(targets))
+    low, high = np.full((2, len(targets)), np.nan)
     for column, target in enumerate(targets):
         known = transformed[np.isfinite(transformed[:, column]), column]
         if not len(known):
@@ -49,7 +55,8 @@ def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
         if target.kind == "regression":
             mean[column] = known.mean()
             std[column] = known.std() if known.std() > 1e-12 * max(1.0, abs(known.mean())) else 1.0
-    return Normaliser(mean.astype(np.float32), std.astype(np.float32))
+            low[column], high[column] = known.min(), known.max()
+    return Normaliser(*(part.astype(np.float32) for part in (mean, std, low, high)))
 
 
 def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
@@ -99,6 +106,8 @@ def normalise(values: np.ndarray, targets: Sequence[Target], normaliser: Normali
 def denormalise(outputs: np.ndarray, targets: Sequence[Target], normaliser: Normaliser) -> np.ndarray:
     """Outputs of the network to values in the targets' units; probabilities for classes.
 
+    What was learnt as a logarithm stays within the range of the training labels: see `bounded`.
+
     Args:
         outputs: [..., Σ target.outputs].
         targets: The targets.
@@ -114,7 +123,8 @@ def denormalise(outputs: np.ndarray, targets: Sequence[Target], normaliser: Norm
             out[..., part] = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
             continue
         value = out[..., part] * float(normaliser.std[column]) + float(normaliser.mean[column])
-        out[..., part] = untransform(value, target)
+        ends = [math.nan if end is None else float(end[column]) for end in (normaliser.low, normaliser.high)]
+        out[..., part] = untransform(bounded(value, target, *ends), target)
     return out
 
 
@@ -127,6 +137,26 @@ def untransform(values: np.ndarray, target: Target) -> np.ndarray:
     """
     inverse = {"identity": lambda x: x, "log10": lambda x: 10.0**x, "log": np.exp}[target.transform]
     return inverse(np.asarray(values, np.float64))
+
+
+def bounded(values: np.ndarray, target: Target, low: float, high: float) -> np.ndarray:
+    """Outputs of a network for one target in the space that is learnt, a logarithm no farther than the training labels.
+
+    The exponential would make nonsense of a slip on a crystal unlike all others: 1,000 where no label is above 300.
+    Values that are learnt as they are have no bounds; nor have regressors, whose inputs are cut instead.
+
+    Args:
+        values: Outputs, no longer normalised.
+        target: What they are of.
+        low: Smallest training label in this space, NaN if unknown.
+        high: Largest.
+
+    Example:
+        >>> bounded(np.array([2.0, 9.0]), Target("k", transform="log10"), 1.0, 2.5)
+        array([2. , 2.5])
+    """
+    values = np.asarray(values, np.float64)
+    return values if target.transform == "identity" else np.fmax(np.fmin(values, high), low)
 
 
 def output_slices(targets: Sequence[Target]) -> list[slice]:
