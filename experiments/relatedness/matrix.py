@@ -46,6 +46,7 @@ LABELS = (
 SAME_VOLUME = 0.03  # relative difference of the volumes per atom up to which two entries of a formula are one crystal
 FEWEST = 20  # common crystals below which there is no correlation
 SIGNS = {"helps": "▲", "hurts": "▼"}
+NO_SKILL = -0.1  # drawn here: any skill below zero is none, however far below
 FULL_COLOUR = 40.0  # per cent of gain or loss that take the strongest colour
 
 
@@ -202,6 +203,7 @@ def draw_matrix(rows: list[dict[str, Any]], path: Path, strategy: str = "full") 
             for (row, column), value in np.ndenumerate(table):
                 said = cell.get((sources[row], targets[column]), {}).get(f"{strategy}_verdict", "")
                 text = f"{value:+.0f} {SIGNS.get(said, '')}" if number == 1 else f"{value:.2f}"
+                text = "< 0" if number == 3 and value < NO_SKILL else text
                 text = "–" if np.isnan(value) else text.replace("-", "−").strip()
                 axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=INK)
             axes.set_xticks(range(len(targets)), [plain(name.replace(" ", "\n")) for name in targets], fontsize=9)
@@ -212,18 +214,28 @@ def draw_matrix(rows: list[dict[str, Any]], path: Path, strategy: str = "full") 
 
 
 def draw_scores(rows: list[dict[str, Any]], found: list[dict[str, Any]], path: Path, strategy: str = "full") -> None:
-    """Gain against each measure of kinship: a column a target, a row a measure."""
+    """Gain against each measure of kinship: a column a target, a row a measure; the ends of the gains have names."""
     targets, keys = list(dict.fromkeys(row["target"] for row in rows)), [key for key in SCORES if key != "log_me"]
     said = {(row["target"], row["score"]): row for row in found}
     with picture(path, 4.2 * len(targets), 3.4 * len(keys)) as figure:
         for number, (key, target) in enumerate(((key, target) for key in keys for target in targets), 1):
             axes = figure.add_subplot(len(keys), len(targets), number)
             axes.axhline(0, color=GREY, linewidth=0.8)
-            for row in (row for row in rows if row["target"] == target):
-                place = row[key], row[f"{strategy}_gain"]
-                if np.isfinite(place).all():
-                    axes.plot(*place, "o", color=BLUE if place[1] > 0 else VERMILLION, markersize=5)
-                    axes.annotate(row["source"], place, (3, 3), textcoords="offset points", fontsize=6, color=GREY)
+            places = {
+                row["source"]: (max(row[key], NO_SKILL), row[f"{strategy}_gain"])
+                for row in rows
+                if row["target"] == target and np.isfinite((row[key], row[f"{strategy}_gain"])).all()
+            }
+            order = sorted(places, key=lambda source: places[source][1])
+            middle = np.mean([x for x, _ in places.values()])
+            for source, place in places.items():
+                axes.plot(*place, "o", color=BLUE if place[1] > 0 else VERMILLION, markersize=5)
+                if source in (order[0], order[-1]):
+                    left = place[0] > middle  # the name stands towards the middle
+                    axes.annotate(
+                        source, place, (-5 if left else 5, -2), textcoords="offset points", fontsize=7, color=GREY,
+                        ha="right" if left else "left",
+                    )  # fmt: skip
             told = said[target, key]
             axes.set(
                 title=plain(f"{target}: ρ = {told['spearman']:.2f}, {told['sources']} sources").replace("-", "−"),
