@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -144,6 +146,29 @@ def test_what_is_written(finished):
 def test_a_finished_study_is_not_repeated(finished, data, monkeypatch):
     monkeypatch.setattr(study_file, "work", None)
     run_study(STUDY, finished.folder, data=data, workers=1)
+
+
+def test_goes_on_with_the_sources_it_was_begun_with(finished, data, tmp_path):
+    """A new release of the sources, or one more of them, changes neither the crystals nor the sources of a study."""
+    folder, other = tmp_path / "study", tmp_path / "data"
+    shutil.copytree(finished.folder, folder)
+    shutil.copytree(data, other)
+    known = tuple(sorted(set(finished.crystals("K").formulas))[:8])
+    newer = dataclasses.replace(tiny.source(), formulas=known)
+    newer = dataclasses.replace(newer, members=tuple(jax.tree.map(lambda array: 2 * array, newer.members)))
+    for place in (other / "source", other / "pool" / "other", other / "pool" / "another"):
+        shutil.rmtree(place, ignore_errors=True)
+        newer.save(place)
+    extended = dataclasses.replace(STUDY, strategies=("features:ridge@all", "features:ridge"))
+    run_study(extended, folder, data=other, workers=1)
+    results = StudyResults(folder)
+    assert len(results.rows) == len(finished.rows) + 4
+    for seed in range(2):
+        tested = {tuple(results.predictions(row.run).test_rows) for row in results.select(seed=seed)}
+        assert len(tested) == 1
+    for path in finished.folder.glob("sources/*/weights.npz"):
+        assert (folder / path.relative_to(finished.folder)).read_bytes() == path.read_bytes()
+    assert not list(folder.glob("sources/*another*"))
 
 
 def test_other_settings_are_refused(finished, data):

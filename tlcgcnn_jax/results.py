@@ -17,6 +17,7 @@ from tlcgcnn_jax.files import to_json, write_whole
 
 STUDY, RESULTS, PREDICTIONS, CRYSTALS = "study.json", "results.csv", "predictions", "crystals"
 DATASETS, SOURCES, SPLITS = "datasets", "sources", "splits"  # what the runs are made from, prepared at the start
+LISTED = "sources.json"  # below SOURCES: names, training sizes and folders
 NAN = float("nan")
 KINDS = ("scratch", "transfer", "baseline")
 

@@ -16,9 +16,10 @@ from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.engines import run_tasks
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import read_json, to_json, write_whole
 from tlcgcnn_jax.machine import processor, versions
 from tlcgcnn_jax.results import (
+    LISTED,
     SOURCES,
     SPLITS,
     STUDY,
@@ -84,8 +85,8 @@ def run_study(
     if data is None:
         data = Path() if isinstance(config, StudyConfig) else Path(config).parent
     folder = Path(out)
-    check_study(folder, to_dict(plan))
-    results, alone = _prepared(plan, Path(data), folder, progress)
+    begun = check_study(folder, to_dict(plan))
+    results, alone = _prepared(plan, Path(data), folder, begun, progress)
     desk = Desk(folder)
     plan = desk.study  # which knows the sizes of given splits
     for target in plan.targets:  # what cannot be split is refused before hours of work
@@ -125,17 +126,11 @@ def conclude(folder: str | Path) -> Analysis:
 
 
 def _prepared(
-    plan: StudyConfig, data: Path, folder: Path, progress: bool
+    plan: StudyConfig, data: Path, folder: Path, begun: bool, progress: bool
 ) -> tuple[StudyResults, list[tuple[str, int]]]:
     """The study's folder with its datasets and sources, and the sources that are used alone."""
     found = below(plan, data)
-    models: dict[tuple[str, int], Model] = {}
-    for source in found.sources:
-        if source.model:
-            model = _one_network(source_name(source), load_model(source.model))
-            models[source_name(source), _trained_on(model)] = model
-    pool = find_sources(None if found.pool == SHIPPED else found.pool) if found.pool else {}
-    pool = {name: _one_network(name, model) for name, model in pool.items() if name not in {n for n, _ in models}}
+    models, pool = _kept_sources(folder) if begun else _given_sources(found)
     kinds = [GraphConfig(), *(model.graph for model in (*models.values(), *pool.values()))]
     crystals = {}
     for target in found.targets:
@@ -144,15 +139,11 @@ def _prepared(
         if target.splits:
             _keep_splits(folder, plan, target, table, unusable)
     formulas = {formula for table in crystals.values() for formula in table.formulas}
-    for source in found.sources:
-        if source.data:
-            models |= _train_source(source, folder, formulas, progress)
-    listed = [
-        {"name": name, "size": size, "folder": _save(folder, f"{name}-{size}" if size else name, model)}
-        for (name, size), model in models.items()
-    ]
-    others = [{"name": name, "folder": _save(folder, f"pool-{name}", model)} for name, model in pool.items()]
-    write_whole(folder / SOURCES / "sources.json", to_json({"sources": listed, "pool": others}, indent=1).encode())
+    if not begun:
+        for source in found.sources:
+            if source.data:
+                models |= _train_source(source, folder, formulas, progress)
+        _keep_sources(folder, models, pool)
     about = {
         "title": plan.title,
         "targets": [{"name": target_name(target), "unit": target.unit} for target in plan.targets],
@@ -249,8 +240,37 @@ def _train_source(
     return made
 
 
+def _given_sources(plan: StudyConfig) -> tuple[dict[tuple[str, int], Model], dict[str, Model]]:
+    """The trained sources of a new study, by name and training size, and those of its pool."""
+    models: dict[tuple[str, int], Model] = {}
+    for source in plan.sources:
+        if source.model:
+            model = _one_network(source_name(source), load_model(source.model))
+            models[source_name(source), _trained_on(model)] = model
+    pool = find_sources(None if plan.pool == SHIPPED else plan.pool) if plan.pool else {}
+    names = {name for name, _ in models}
+    return models, {name: _one_network(name, model) for name, model in pool.items() if name not in names}
+
+
+def _keep_sources(folder: Path, models: Mapping[tuple[str, int], Model], pool: Mapping[str, Model]) -> None:
+    """Save all sources below the study's folder."""
+    listed = [
+        {"name": name, "size": size, "folder": _save(folder, f"{name}-{size}" if size else name, model)}
+        for (name, size), model in models.items()
+    ]
+    others = [{"name": name, "folder": _save(folder, f"pool-{name}", model)} for name, model in pool.items()]
+    write_whole(folder / SOURCES / LISTED, to_json({"sources": listed, "pool": others}, indent=1).encode())
+
+
+def _kept_sources(folder: Path) -> tuple[dict[tuple[str, int], Model], dict[str, Model]]:
+    """Those that a study was begun with, whatever became of the originals: others would change its test crystals."""
+    listed = read_json(folder / SOURCES / LISTED)
+    models = {(one["name"], one["size"]): load_bundle(folder / one["folder"]) for one in listed["sources"]}
+    return models, {one["name"]: load_bundle(folder / one["folder"]) for one in listed["pool"]}
+
+
 def _save(folder: Path, name: str, model: Model) -> str:
-    """Keep a source in the study's folder, whatever becomes of the original; returns where, seen from there."""
+    """Keep a source in the study's folder; returns where, seen from there."""
     where = Path(SOURCES) / file_name(name)
     model.save(folder / where)
     return str(where)

@@ -29,7 +29,7 @@ from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.regressors import fit_regressor
-from tlcgcnn_jax.results import DATASETS, SOURCES, SPLITS, STUDY, Row, RunPredictions, StudyResults, file_name
+from tlcgcnn_jax.results import DATASETS, LISTED, SOURCES, SPLITS, STUDY, Row, RunPredictions, StudyResults, file_name
 from tlcgcnn_jax.splits import Split, overlap, read_splits
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, learnt_target, target_name, training_sizes
@@ -79,7 +79,7 @@ class Desk:
         settings = json.loads((self.folder / STUDY).read_text())["settings"]
         study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
         self.results = StudyResults(self.folder)
-        listed = json.loads((self.folder / SOURCES / "sources.json").read_text())
+        listed = json.loads((self.folder / SOURCES / LISTED).read_text())
         self._places = {(str(one["name"]), int(one["size"])): self.folder / one["folder"] for one in listed["sources"]}
         self._pool = {str(one["name"]): self.folder / one["folder"] for one in listed["pool"]}
         self._kept: dict[Any, Any] = {}
