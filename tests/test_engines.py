@@ -75,14 +75,20 @@ def ray_cluster():
         ray.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning",  # Ray starts its processes that way; no thread of JAX is at work then
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
+)
 def test_ray_loses_and_doubles_nothing(ray_cluster, tmp_path):
     work = functools.partial(square_or_die, str(tmp_path))
     assert sorted(run_tasks(work, range(8), engine="ray", workers=3)) == [(n, n * n) for n in range(8)]
     assert (tmp_path / "died-3").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning",  # Ray starts its processes that way; no thread of JAX is at work then
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
+)
 def test_ray_passes_errors_on(ray_cluster):
     with pytest.raises(InputError, match="will not do"):
         list(run_tasks(refuse, [1, 2], engine="ray"))

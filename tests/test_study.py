@@ -236,7 +236,10 @@ def test_goes_on_after_a_kill(data, tmp_path):
     assert "10 crystals" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning",  # Ray starts its processes that way; no thread of JAX is at work then
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
+)
 def test_on_ray(finished, data, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")
     pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")

@@ -96,11 +96,7 @@ class Model:
             "graph": to_dict(self.graph),
             "model": to_dict(self.model),
             "targets": [to_dict(target) for target in self.targets],
-            "normaliser": {
-                name: np.asarray(part, float).tolist()
-                for name, part in self.normaliser._asdict().items()
-                if part is not None
-            },
+            "normaliser": {name: part.astype(float).tolist() for name, part in self.normaliser.known().items()},
             "members": len(self.members),
             "calibration": calibration_to_json(self.calibration),
             "metrics": self.metrics,
@@ -121,13 +117,8 @@ def load_bundle(folder: str | Path) -> Model:
         graph = from_dict(GraphConfig, config["graph"], f"{folder / CONFIG}: graph")
         model = from_dict(ModelConfig, config["model"], f"{folder / CONFIG}: model")
         targets = tuple(from_dict(Target, target, f"{folder / CONFIG}: targets") for target in config["targets"])
-        normaliser = Normaliser(
-            **{
-                name: np.asarray(config["normaliser"][name], np.float32)  # null becomes NaN
-                for name in Normaliser._fields
-                if name in config["normaliser"] or name in ("mean", "std")  # earlier versions wrote these two
-            }
-        )
+        # Earlier versions wrote mean and std alone; null becomes NaN.
+        normaliser = Normaliser(**{name: np.asarray(v, np.float32) for name, v in config["normaliser"].items()})
         count = int(config["members"])
         calibration = calibration_from_json(config.get("calibration", []), targets, folder)
     flat = bytes_to_arrays(read_file(folder, WEIGHTS, config))
@@ -253,7 +244,7 @@ def _check_shapes(model: Model, folder: Path) -> None:
         n_node=one, n_edge=len(row) * one,
     )  # fmt: skip
     wanted = dict(_shapes(jax.eval_shape(model.network.init, jax.random.key(0), graph)))
-    targets = {f"normaliser/{name}": part for name, part in model.normaliser._asdict().items() if part is not None}
+    targets = {f"normaliser/{name}": part for name, part in model.normaliser.known().items()}
     problems = [
         f"{name} {array.shape}, {(len(model.targets),)} needed"
         for name, array in targets.items()

@@ -228,7 +228,7 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
 
     _check_complete(text, where)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the same is told by parser.warnings
         problems: list[str] = []
         try:
             parser = CifParser.from_str(text)

@@ -12,7 +12,7 @@ from tlcgcnn_jax.files import write_whole
 DPI = 150
 # Okabe & Ito's palette, which stays apart for every kind of colour vision (https://jfly.uni-koeln.de/color/).
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#6B6B6B", "#222222"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
     "font.size": 10,
@@ -33,7 +33,7 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         buffer = BytesIO()

@@ -20,7 +20,7 @@ class Normaliser(NamedTuple):
     Attributes:
         mean: float32 [n_target].
         std: float32 [n_target], standard deviation.
-        low: float32 [n_target], smallest; NaN where it is not known, None where none is.
+        low: float32 [n_target], smallest; NaN for classes. None in models that do not know it: imported or older ones.
         high: float32 [n_target], largest; likewise.
     """
 
@@ -28,6 +28,10 @@ class Normaliser(NamedTuple):
     std: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+
+    def known(self) -> dict[str, np.ndarray]:
+        """The parts that there are, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
 
 
 FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {

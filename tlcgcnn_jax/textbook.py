@@ -4,7 +4,6 @@ import csv
 import functools
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -99,11 +98,9 @@ def primitive_cell(row: dict[str, str]) -> dict[str, Any]:
     a, b, c = (float(row[f"{axis}_angstrom"]) for axis in "abc")
     lattice = Lattice.from_parameters(a, b, c, *(float(row[angle]) for angle in ("alpha", "beta", "gamma")))
     sites = json.loads(row["sites"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        structure = Structure.from_spacegroup(
-            int(row["spacegroup_number"]), lattice, [site[0] for site in sites], [site[1:] for site in sites]
-        ).get_primitive_structure()
+    structure = Structure.from_spacegroup(
+        int(row["spacegroup_number"]), lattice, [site[0] for site in sites], [site[1:] for site in sites]
+    ).get_primitive_structure()
     return {
         "id": row["id"],
         "lattice": structure.lattice.matrix.round(10).tolist(),

@@ -250,7 +250,8 @@ def train(
     best_score, best_epoch, start, validated = math.inf, 0, 0, bool(np.isfinite(labels[split.val]).any())
     settings = {
         "training": to_dict(config), "model": to_dict(model_config), "targets": [to_dict(t) for t in targets],
-        "rates": rates, "frozen": frozen, "pulls": pulls, "normaliser": np.array(normaliser[:2]).tolist(),
+        "rates": rates, "frozen": frozen, "pulls": pulls,
+        "normaliser": np.array([normaliser.mean, normaliser.std]).tolist(),
         "training crystals": _digest(dataset, labels, rows), "validation crystals": _digest(dataset, labels, split.val),
     }  # fmt: skip
     if checkpoints and (meta := checkpoints.meta()):

@@ -366,7 +366,8 @@ def plan_transfer(
         return FeaturesPlan(lesson, way, {})
     sources = choice.sources(way)
     depth = next(iter(sources.values())).model.convolutions
-    return _networks(lesson, find_strategy(strategy, multipliers, depth), sources, ModelConfig())  # type: ignore[arg-type]
+    named = strategy if isinstance(strategy, str) else way  # a name depends on the depth of the network
+    return _networks(lesson, find_strategy(named, multipliers, depth), sources, ModelConfig())
 
 
 def _networks(
