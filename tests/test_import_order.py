@@ -18,8 +18,8 @@ ORDER = (
     "graph_sets", "embeddings", "fine_tuning", "regressors", "feature_model", "committee", "zoo", "predictions",
     "evaluate", "selection", "results", "statistics", "analysis", "baselines", "ranking", "source_choice", "figure",
     "plots", "calibration_plots", "study_series", "study_plots", "page", "study_data", "study_page", "trust",
-    "run_pictures", "run_page", "report", "study_config", "study_grid", "study_work", "engines", "watch",
-    "run_folder", "ways", "run", "study", "estimator", "demo", "options", "cli",
+    "run_pictures", "run_page", "report", "study_config", "study_grid", "study_desk", "study_work", "engines",
+    "watch", "run_folder", "plans", "ways", "run", "study", "estimator", "demo", "options", "cli",
 )  # fmt: skip
 FOLDER = Path(tlcgcnn_jax.__file__).parent
 WITHOUT_JAX = ORDER[: ORDER.index("splits") + 1]  # these run in worker processes

@@ -10,9 +10,9 @@ from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.committee import Committee
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.evaluate import predict, predict_packed
+from tlcgcnn_jax.evaluate import predict, predict_rows
 from tlcgcnn_jax.feature_model import make_feature_model
-from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+from tlcgcnn_jax.graph_sets import pack_graphs
 from tlcgcnn_jax.run import fit
 from tlcgcnn_jax.selection import weighted_committee
 from tlcgcnn_jax.zoo import load_model
@@ -37,10 +37,15 @@ def labels(crystals):
     return np.asarray(crystals.datasets[0].targets, float)[VAL, 0]
 
 
+def committee(parts, crystals, rows=VAL, seed=0):
+    """Weighted by what the parts say of these rows."""
+    said = {name: predict_rows(part, crystals, rows) for name, part in parts.items()}
+    return weighted_committee(parts, said, np.asarray(crystals.datasets[0].targets, float)[rows], seed)
+
+
 def test_weights_are_those_of_the_held_out_crystals(parts, crystals):
-    made = weighted_committee(parts, crystals, VAL, seed=2)
-    held = GraphSets(tuple(dataset.select(VAL) for dataset in crystals.datasets))
-    said = np.stack([predict_packed(part, held).values[:, 0] for part in parts.values()])
+    made = committee(parts, crystals, seed=2)
+    said = np.stack([predict_rows(part, crystals, VAL).values[:, 0] for part in parts.values()])
     weights = choose_weights(said, labels(crystals), 2, np.log10)
     choice = made.notes["choice"]
     assert [one["weight"] for one in choice.values()] == weights.tolist()
@@ -50,17 +55,17 @@ def test_weights_are_those_of_the_held_out_crystals(parts, crystals):
 
 def test_a_part_without_weight_is_left_out_with_its_formulas(parts, crystals):
     useless = replace(parts["ridge"], y=parts["ridge"].y + 3, formulas=("Xe",))  # a thousand times too large
-    made = weighted_committee({"gp": parts["gp"], "useless": useless}, crystals, VAL)
+    made = committee({"gp": parts["gp"], "useless": useless}, crystals)
     assert not isinstance(made, Committee) and made.regressor == "gp" and made.formulas == ("gp",)
     assert made.notes["choice"]["useless"]["weight"] == 0
     np.testing.assert_array_equal(predict(made, crystals).values, predict(parts["gp"], crystals).values)
 
 
 def test_too_few_crystals_choose_nothing_and_it_is_told(parts, crystals, caplog):
-    made = weighted_committee(parts, crystals, VAL[:5])
+    made = committee(parts, crystals, VAL[:5])
     assert made.weights == (0.5, 0.5)
     assert "5 validation crystals have a label, 9 are needed" in caplog.text and "ridge, gp count alike" in caplog.text
-    none = weighted_committee(parts, crystals, VAL[:0])
+    none = committee(parts, crystals, VAL[:0])
     assert none.weights == (0.5, 0.5) and "val_mae" not in none.notes["choice"]["gp"]
 
 
@@ -80,7 +85,7 @@ def test_classes_are_weighted_by_their_probabilities(crystals):
         return replace(made, members=({**member, "params": params},))
 
     zeros = np.array([row for row in VAL if row % 2])  # all of class 1: both parts are wrong, one of them surely
-    chosen = weighted_committee({"surely": leaning(6.0), "hardly": leaning(0.1)}, packed, zeros)
+    chosen = committee({"surely": leaning(6.0), "hardly": leaning(0.1)}, packed, zeros)
     weights = {name: one["weight"] for name, one in chosen.notes["choice"].items()}
     assert weights == {"surely": 0.0, "hardly": 1.0} and "val_mae" not in chosen.notes["choice"]["hardly"]
 

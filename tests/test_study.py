@@ -17,12 +17,14 @@ import pytest
 import tiny
 
 from tlcgcnn_jax import study as study_file
+from tlcgcnn_jax.baselines import baseline_predictions
 from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import StudyResults
 from tlcgcnn_jax.study import run_study
-from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget
+from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, learnt_target
+from tlcgcnn_jax.study_desk import Desk
 
 ENSEMBLE = "ensemble:full@gap+ridge"
 BLEND = "blend:full@gap+ridge+scratch"
@@ -292,3 +294,49 @@ def test_too_few_crystals_are_told_before_any_run(data, tmp_path):
     with pytest.raises(InputError, match="crystals to test with"):
         run_study(dataclasses.replace(STUDY, test=1000), tmp_path / "out", data=data, workers=1)
     assert not (tmp_path / "out" / "results.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def folded(data, tmp_path_factory) -> StudyResults:
+    out = tmp_path_factory.mktemp("folded") / "out"
+    study = dataclasses.replace(STUDY, folds=3, strategies=("full", BLEND), pool="", sizes=(20,), seeds=1)
+    run_study(study, out, data=data, workers=1)
+    return StudyResults(out)
+
+
+def test_with_folds_every_crystal_validates_once(folded):
+    """All ways predict training and validation crystals without having learnt from them, in the same order."""
+    (full,), (ridge,) = (folded.select(strategy=name) for name in ("full", "ridge"))
+    said = {row.strategy: folded.predictions(row.run) for row in folded.rows}
+    assert len(said) == 4 and len({tuple(one.val_rows) for one in said.values()}) == 1
+    rows, crystals = said["full"].val_rows, folded.crystals("K")
+    assert len(set(rows)) == len(rows) == 38 and not set(rows) & set(said["full"].test_rows)
+    for row in (full, ridge):
+        errors = np.abs(said[row.strategy].val - crystals.values[rows])
+        assert row.val_mae == pytest.approx(errors.mean(), rel=1e-4)
+    assert np.isfinite(said["full"].test_std).all()  # three networks
+    parts = np.stack([said[name].val for name in ("full", "ridge", "scratch")])
+    weights = choose_weights(parts, crystals.values[rows], 0)
+    together = weights @ np.stack([said[name].test for name in ("full", "ridge", "scratch")])
+    np.testing.assert_allclose(said[BLEND].test, together, rtol=1e-6)
+
+
+def test_with_folds_a_regressor_is_fitted_to_all_in_the_end(folded):
+    (row,) = folded.select(strategy="ridge")
+    said, desk = folded.predictions(row.run), Desk(folded.folder)
+    target = learnt_target(desk.target("K"))
+    given = np.concatenate([desk.split("K", 20, 0).train, desk.split("K", 20, 0).val])
+    assert set(given) == set(said.val_rows)
+    values = folded.crystals("K").values
+    mean, _ = baseline_predictions("ridge", desk.described("K"), values, given, said.test_rows, target)
+    np.testing.assert_allclose(said.test, mean, rtol=1e-5)
+    folds = desk.trials("K", 20, 0)
+    held = [baseline_predictions("ridge", desk.described("K"), values, f.train, f.val, target)[0] for f in folds]
+    np.testing.assert_allclose(said.val, np.concatenate(held), rtol=1e-5)
+
+
+def test_folds_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="folds is 2: 3 or more"):
+        dataclasses.replace(STUDY, folds=2)
+    with pytest.raises(InputError, match="leave members at 1"):
+        dataclasses.replace(STUDY, folds=3, members=2)

@@ -14,8 +14,7 @@ from tlcgcnn_jax.feature_model import FeatureModel, some_rows
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import network_outputs, prefix_features
-from tlcgcnn_jax.predictions import Predictions
-from tlcgcnn_jax.splits import Split
+from tlcgcnn_jax.predictions import Predictions, mixture
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +60,7 @@ def _said(model: AnyModel, crystals: GraphSets, batch_size: int | None) -> Predi
     """Predictions and novelty, without intervals."""
     ids, targets = list(crystals.datasets[0].ids), model.targets
     if isinstance(model, Committee):
-        parts = [_said(part, crystals, batch_size) for part in model.parts.values()]
-        stds = [part.learnt_std for part in parts]
-        unknown = np.full((len(ids), len(targets)), np.nan)
-        own = np.stack([unknown if std is None else std for std in stds])
-        known = [part.novelty for part in parts if part.novelty is not None]
-        members, novelty = np.stack([part.mean for part in parts]), np.mean(known, 0) if known else None
-        weights = np.array(model.weights) if model.weights else None
-        return Predictions(ids, targets, members, own_std=own, novelty=novelty, weights=weights)
+        return mixture([_said(part, crystals, batch_size) for part in model.parts.values()], model.weights)
     if isinstance(model, FeatureModel):
         table = model.features(crystals)
         each = [fitted.predict(table) for fitted in model.fitted]
@@ -88,24 +80,45 @@ def _said(model: AnyModel, crystals: GraphSets, batch_size: int | None) -> Predi
     return Predictions(ids, targets, np.stack(members), novelty=novelty)
 
 
-def with_error_bars(model: AnyModel, crystals: GraphSets, split: Split) -> AnyModel:
-    """A freshly trained model that knows its training crystals and the errors on its validation crystals.
+def predict_rows(model: AnyModel, crystals: GraphSets, rows: np.ndarray) -> Predictions:
+    """Predictions of some crystals, without intervals.
 
     Args:
-        model: The model; the parts of a committee have been through this before.
-        crystals: That it was trained on, with the targets' columns.
-        split: Rows of these.
+        model: The model.
+        crystals: Packed for all that it needs.
+        rows: Which.
     """
-    if isinstance(model, Model) and len(split.train) > 1:
-        dataset = crystals[model.graph].select(split.train[some_rows(len(split.train), 0)])
-        network = replace(model, graph=dataset.graph).network
-        model = replace(model, novelty=fit_novelty(prefix_features(network, model.members[0], dataset)))
-    if not len(split.val):
+    if not len(rows):
+        return Predictions([], model.targets, np.zeros((1, 0, sum(target.outputs for target in model.targets))))
+    return _said(model, GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets)), None)
+
+
+def with_novelty(model: Model, crystals: GraphSets, rows: np.ndarray) -> Model:
+    """A freshly trained network that knows its training crystals, or a thousand of them.
+
+    Args:
+        model: The network.
+        crystals: That it was trained on.
+        rows: Rows of these.
+    """
+    if len(rows) < 2:
         return model
-    held = GraphSets(tuple(dataset.select(split.val) for dataset in crystals.datasets))
-    said = _said(model, held, None)
-    labels = np.asarray(held.datasets[0].targets, float)
-    return replace(model, calibration=fit_error_bars(model.targets, labels, said.values, said.learnt_std))
+    dataset = crystals[model.graph].select(rows[some_rows(len(rows), 0)])
+    network = replace(model, graph=dataset.graph).network
+    return replace(model, novelty=fit_novelty(prefix_features(network, model.members[0], dataset)))
+
+
+def with_error_bars(model: AnyModel, held: Predictions, labels: np.ndarray) -> AnyModel:
+    """A freshly trained model that knows its errors on crystals that it had not learnt from.
+
+    Args:
+        model: The model.
+        held: What it, or what it was made of, had said of them.
+        labels: [n, n_target] of these, NaN where unknown.
+    """
+    if not len(labels):
+        return model
+    return replace(model, calibration=fit_error_bars(model.targets, labels, held.values, held.learnt_std))
 
 
 def metrics(

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,10 @@ class FeatureModel:
     def novelty(self) -> Novelty:
         """The training crystals, or a thousand of them, to tell which others are unlike them."""
         return fit_novelty(self.x[some_rows(len(self.x), self.seed)])
+
+    def of(self, rows: np.ndarray) -> "FeatureModel":
+        """The model of some of its training crystals alone: rows of the table."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
 
     def features(self, crystals: GraphSets) -> np.ndarray:
         """What the sources make of crystals, float32 [n, d].

@@ -44,6 +44,7 @@ class Job:
         seed: Of fresh weights, batches and dropout.
         learning_rate: Highest learning rate.
         member: Which network of a source that is an ensemble.
+        scaled_by: int [n], rows whose labels set the targets' scale, which networks of one model share; None: `train`.
     """
 
     train: np.ndarray
@@ -51,6 +52,7 @@ class Job:
     seed: int
     learning_rate: float
     member: int = 0
+    scaled_by: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ def start(
         raise InputError(f"{strategy.name} starts from a source, none was given: give one, or choose scratch")
     for model in sources:
         check_graph(dataset.graph, model)
-    normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
+    normaliser = losses.fit_normaliser(dataset.targets[job.train if job.scaled_by is None else job.scaled_by], targets)
     config = network_of(strategy, sources, model_config)
     network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
     members = [model.members[job.member % len(model.members)] for model in sources]

@@ -144,6 +144,34 @@ class Predictions:
         return list(zip(self.targets, losses.output_slices(self.targets), strict=True))
 
 
+def mixture(parts: Sequence[Predictions], weights: Sequence[float] = ()) -> Predictions:
+    """What several models say together, each part as one member.
+
+    Args:
+        parts: Of the same crystals and targets.
+        weights: Of the parts, with sum 1; (): all alike.
+    """
+    first = parts[0]
+    unknown = np.full((len(first.ids), len(first.targets)), np.nan)
+    own = [unknown if (std := part.learnt_std) is None else std for part in parts]
+    known = [part.novelty for part in parts if part.novelty is not None]
+    return Predictions(
+        first.ids, first.targets, np.stack([part.mean for part in parts]), own_std=np.stack(own),
+        novelty=np.mean(known, 0) if known else None, weights=np.array(weights) if weights else None,
+    )  # fmt: skip
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several sets of crystals as those of one; intervals and novelty are left out."""
+    own = [part.own_std for part in parts]
+    return Predictions(
+        [id_ for part in parts for id_ in part.ids], parts[0].targets,
+        np.concatenate([part.members for part in parts], 1),
+        own_std=np.concatenate([std for std in own if std is not None], 1) if own[0] is not None else None,
+        weights=parts[0].weights,
+    )  # fmt: skip
+
+
 def _cell(value: Any) -> Any:
     """Numbers as short as float32 allows; an empty cell for an unknown value."""
     if isinstance(value, float | np.floating):

@@ -79,7 +79,7 @@ class RunPredictions:
         test_rows: int [n_test], rows of the target's table of crystals.
         test: float [n_test].
         test_std: float [n_test], spread of the ensemble or of the regressor; NaN where there is none.
-        val_rows: int [n_val].
+        val_rows: int [n_val]; with folds the training crystals as well, each predicted when it was left out.
         val: float [n_val].
         val_std: float [n_val].
         novelty: float [n_test], distance to the training crystals over what is usual among these; NaN if unknown.
@@ -230,7 +230,8 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
         return False
     before = StudyResults(folder).study.get("settings", {})
     now = json.loads(to_json(dict(settings)))
-    changed = sorted(name for name in {*now, *before} - EXTENDED if now.get(name) != before.get(name))
+    # What an older version did not know was off.
+    changed = sorted(n for n in {*now, *before} - EXTENDED if (now.get(n) or None) != (before.get(n) or None))
     if changed:
         raise InputError(
             f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out). "

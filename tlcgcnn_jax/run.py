@@ -20,6 +20,7 @@ from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.machine import versions
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
+from tlcgcnn_jax.plans import Lesson, Plan, Workplace
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.ranking import score_table, write_scores
 from tlcgcnn_jax.run_folder import finish_run, start_run
@@ -27,7 +28,7 @@ from tlcgcnn_jax.source_choice import SourceChoice, find_pool
 from tlcgcnn_jax.splits import Split, overlap, random_split
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy
 from tlcgcnn_jax.watch import Interrupts
-from tlcgcnn_jax.ways import Lesson, Plan, Workplace, needed_graphs, plan_scratch, plan_transfer
+from tlcgcnn_jax.ways import needed_graphs, plan_scratch, plan_transfer
 
 RANKING = "source_ranking.csv"
 SHOWN = 10  # sources of a ranking that are printed
@@ -41,7 +42,8 @@ class Result:
         model: The trained network, or the ensemble of all seeds; a `FeatureModel` or a `Committee` where the strategy
             makes one.
         metrics: {"test": {"mae", "rmse", "r2", …}, "val": …} in the target's unit; with several targets these are of
-            the first, and "targets" holds those of each. Those of the test part tell what the 90 % intervals hold.
+            the first, and "targets" holds those of each. Those of the test part tell what the 90 % intervals hold;
+            those of the validation part were made before any of its crystals was learnt from.
         predictions: Of every crystal of the dataset.
         split: Row numbers.
         history: One row an epoch and member.
@@ -143,7 +145,10 @@ def transfer(
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.
-        split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals.
+        split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals. They tell networks
+            when to stop; regressors, which need no such thing, are fitted to them as well in the end. A weighted
+            mean ("auto", "blend:…") of 25 to 3,000 training and validation crystals deals these anew for each network,
+            so that all of them train and all of them choose the weights.
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
         seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is random, as in
@@ -208,8 +213,10 @@ def _carry_out(
         made = plan.make(Workplace(folder, progress, interrupts))
     predictions = replace(evaluate.predict_packed(made.model, crystals), skipped=tuple(crystals.skipped))
     labels = np.asarray(dataset.targets, float)
-    parts = (("test", split.test), ("val", split.val), ("train", split.train))
-    each = {part: evaluate.metrics(predictions, labels, rows) for part, rows in parts if len(rows)}
+    parts = {"test": split.test, "train": split.train}
+    each = {part: evaluate.metrics(predictions, labels, rows) for part, rows in parts.items() if len(rows)}
+    if len(held := plan.lesson.held):
+        each["val"] = evaluate.metrics(made.held, labels[held])
     for name, values in evaluate.interval_metrics(predictions, labels, split.test).items():
         each["test"][name] |= values
     metrics: dict[str, Any] = {part: values[targets[0].name] for part, values in each.items()}

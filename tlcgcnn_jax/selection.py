@@ -9,14 +9,15 @@ import numpy as np
 from tlcgcnn_jax.blending import CHOICE, FEWEST, choose_weights
 from tlcgcnn_jax.committee import AnyModel, Committee
 from tlcgcnn_jax.config import Target
-from tlcgcnn_jax.evaluate import predict_packed
-from tlcgcnn_jax.graph_sets import GraphSets
 from tlcgcnn_jax.losses import learnt_values
+from tlcgcnn_jax.predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
 
-def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows: np.ndarray, seed: int = 0) -> AnyModel:
+def weighted_committee(
+    parts: Mapping[str, AnyModel], said: Mapping[str, Predictions], labels: np.ndarray, seed: int = 0
+) -> AnyModel:
     """The mean of models, weighted so that its error on some crystals is small.
 
     The errors are those of what is learnt, of a logarithm where a target has one, and of probabilities for classes.
@@ -24,8 +25,8 @@ def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows:
 
     Args:
         parts: Models of the same targets, by the name of their strategy.
-        crystals: With the targets' columns and the graphs that the parts need.
-        rows: Crystals that no part was trained on.
+        said: What each part, or what it was made of, said of crystals that it had not learnt from.
+        labels: [n, n_target] of these crystals, NaN where unknown.
         seed: Of the choice.
 
     Returns:
@@ -36,15 +37,12 @@ def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows:
         InputError: No part whose predictions are finite.
     """
     targets = next(iter(parts.values())).targets
-    held = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
-    labels = np.asarray(held.datasets[0].targets, float)
-    said = {name: predict_packed(part, held).mean if len(rows) else np.zeros((0, 1)) for name, part in parts.items()}
     weights = np.full(len(parts), 1 / len(parts))
     known = int(np.isfinite(labels).any(1).sum())
     if known:
         wanted = _outputs(labels, targets)
         weights = choose_weights(
-            np.stack([*said.values()]), wanted, seed, lambda values: learnt_values(values, targets)
+            np.stack([said[name].mean for name in parts]), wanted, seed, lambda values: learnt_values(values, targets)
         )
     if known < FEWEST:
         logger.warning(
@@ -52,7 +50,7 @@ def weighted_committee(parts: Mapping[str, AnyModel], crystals: GraphSets, rows:
             known, FEWEST, ", ".join(parts),
         )  # fmt: skip
     shares = dict(zip(parts, weights.tolist(), strict=True))
-    choice = {name: {"weight": share, **_error(said[name], labels, targets)} for name, share in shares.items()}
+    choice = {name: {"weight": share, **_error(said[name].mean, labels, targets)} for name, share in shares.items()}
     kept = {name: share for name, share in shares.items() if share}
     formulas = tuple(sorted(set[str]().union(*(parts[name].formulas for name in kept))))
     if len(kept) == 1:

@@ -139,6 +139,30 @@ def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hash
     return splits
 
 
+def deal(rows: np.ndarray, folds: int, seed: int, groups: Sequence[Hashable]) -> list[Split]:
+    """Crystals dealt to training and validation so many times that each of them validates once.
+
+    Args:
+        rows: int [n], rows of the crystals.
+        folds: How many times, at least 3.
+        seed: Same seed, same divisions.
+        groups: [n], one label per crystal; crystals with the same label share a fold.
+
+    Returns:
+        One division for each fold, none of which tests.
+
+    Raises:
+        InputError: Fewer groups than folds.
+
+    Example:
+        >>> dealt = deal(np.array([7, 8, 9]), 3, seed=0, groups="abc")
+        >>> sorted(row for split in dealt for row in split.val.tolist()), [len(split.train) for split in dealt]
+        ([7, 8, 9], [2, 2, 2])
+    """
+    parts = k_fold(len(rows), folds, seed, groups=groups)
+    return [Split(rows[np.concatenate([part.train, part.val])], rows[part.test], rows[:0]) for part in parts]
+
+
 def nested_sizes(train: np.ndarray, sizes: Sequence[int]) -> dict[int, np.ndarray]:
     """Training sets of several sizes, each one a part of every larger one.
 

@@ -45,9 +45,10 @@ from tlcgcnn_jax.study_config import (
     target_name,
     training_sizes,
 )
+from tlcgcnn_jax.study_desk import Desk, called, dataset_folder, labelled
 from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, grid, with_validation
 from tlcgcnn_jax.study_plots import study_pictures
-from tlcgcnn_jax.study_work import Desk, Task, called, dataset_folder, labelled, work
+from tlcgcnn_jax.study_work import Task, ensemble, work
 from tlcgcnn_jax.zoo import find_sources, load_model
 
 logger = logging.getLogger(__name__)
@@ -311,7 +312,7 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
                 desk.results = results
                 found = [part for part in parts if part]
                 try:
-                    results.add(*desk.ensemble(cell, seed, found, way.weighted))
+                    results.add(*ensemble(desk, cell, seed, found, way.weighted))
                 except InputError as error:  # the other runs are worth a report all the same
                     logger.warning("%s, seed %d is left out: %s", cell.strategy, seed, error)
 

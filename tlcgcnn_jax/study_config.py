@@ -110,6 +110,10 @@ class StudyConfig:
         batch_size: Crystals in a batch, on average.
         weight_decay: Decoupled weight decay.
         members: Networks of each run, which make an ensemble with a standard deviation.
+        folds: Every run is made so many times (3 or more), each time validated on another part of training and
+            validation crystals together, as "auto" is in `tlcgcnn transfer`: test crystals are predicted by the mean of
+            the networks, or a regressor that was fitted to all, validation errors are those of all parts. 0: once,
+            as the split says.
         model: Sizes of the network that is trained from scratch.
         title: Of the report.
     """
@@ -131,6 +135,7 @@ class StudyConfig:
     batch_size: int = 32
     weight_decay: float = 1e-4
     members: int = 1
+    folds: int = 0
     model: ModelConfig = ModelConfig()
     title: str = "Transfer study"
 
@@ -146,6 +151,8 @@ class StudyConfig:
         require(self.val > 0, f"val is {self.val}: a share of the training crystals was expected")
         require(bool(self.learning_rates), "learning_rates is empty: give at least one")
         require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
+        require(self.folds == 0 or self.folds >= 3, f"folds is {self.folds}: 3 or more, or 0 for none")
+        require(not self.folds or self.members == 1, "every fold has a network of its own: leave members at 1")
         for target in self.targets:
             learnt_target(target)
         names = [target_name(target) for target in self.targets]

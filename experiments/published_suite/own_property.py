@@ -16,7 +16,8 @@ from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.results import Row
 from tlcgcnn_jax.study_config import target_name, training_sizes
 from tlcgcnn_jax.study_grid import Cell
-from tlcgcnn_jax.study_work import Desk
+from tlcgcnn_jax.study_work import runs
+from tlcgcnn_jax.study_desk import Desk
 
 SOURCES = {
     "eform": ("mp-formation-energy", "moe/mp_eform", "moe/jarvis_eform", "official/mp_eform"),
@@ -45,7 +46,7 @@ def own_property(desk: Desk) -> list[Row]:
         own = next((names for part, names in SOURCES.items() if part in task), ())
         for source in (name for name in own if name in desk.pool):
             cell = Cell(task, source, 0, "keep_head", "transfer", training_sizes(desk.study, target)[0])
-            found = [row for row, _ in desk.runs(cell, range(desk.study.seeds))]
+            found = [row for row, _ in runs(desk, cell, range(desk.study.seeds))]
             print(f"{task} {source}: test MAE {sum(row.test_mae for row in found) / len(found):.4g}", flush=True)
             rows += found
     return rows

@@ -21,7 +21,7 @@ from tlcgcnn_jax.figure import BLUE, GREY, INK, VERMILLION, picture, plain
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.structures import read_structures
 from tlcgcnn_jax.study_config import below, target_name
-from tlcgcnn_jax.study_work import Desk
+from tlcgcnn_jax.study_desk import Desk
 
 SCORES = {
     "ridge_skill": "skill of ridge regression on the features",

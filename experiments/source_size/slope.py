@@ -15,7 +15,7 @@ import numpy as np
 from tlcgcnn_jax.figure import BLUE, GREY, VERMILLION, labelled, log_axis, picture, plain, short
 from tlcgcnn_jax.results import Row, StudyResults
 from tlcgcnn_jax.statistics import mean_interval
-from tlcgcnn_jax.study_work import Desk
+from tlcgcnn_jax.study_desk import Desk
 
 COLOURS = (BLUE, VERMILLION, "#009E73", "#B0568C")
 
