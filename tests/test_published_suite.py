@@ -3,6 +3,7 @@
 import csv
 import gzip
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
@@ -11,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tlcgcnn_jax import transfer
 from tlcgcnn_jax.study_config import read_study, target_name
 from tlcgcnn_jax.study_grid import left_out
 
@@ -67,16 +69,21 @@ def test_prepared_as_published(shared_data, tmp_path, monkeypatch):
                 assert [values[id_] for id_ in split[part]] == [original[row]["target"] for row in rows]
 
 
-def test_checkpoints_are_added_to_auto_and_its_parts(monkeypatch):
-    more = script("run", monkeypatch).with_checkpoints(STUDY)
-    assert more.strategies == ("full@auto", "features:svr@all", "hybrid:svr@all", "auto")
+def test_auto_is_run_with_its_parts_and_folds(monkeypatch):
+    run = script("run", monkeypatch)
+    more = run.recipe(STUDY, "checkpoints")
+    assert more.strategies == ("full@auto", "features:svr@all", "hybrid:svr@all", "auto") and more.without_scratch
     assert more.baselines == ("svr", "gp") and more.pool == "checkpoints"
+    assert more.folds == inspect.signature(transfer).parameters["seeds"].default
     assert (more.targets, more.learning_rates, more.epochs) == (STUDY.targets, STUDY.learning_rates, STUDY.epochs)
+    energies = run.with_energies(STUDY).targets
+    assert [target_name(target) for target in energies] == ["expt_eform", "jarvis_2d_eform"]
+    assert {source for source in (*ENERGIES, *DIELECTRIC) if left_out(energies[0], source)} == {"mp-dielectric"}
 
 
 PUBLISHED = {"a": {"CGCNN": 0.2, "MoE-(18)": 0.15, "JMP-FT": 0.1, "MoMa (Full)": 0.05},
              "b": {"CGCNN": 4.0, "MoE-(18)": 3.0, "JMP-FT": 2.0, "MoMa (Full)": 1.0}}  # fmt: skip
-FACTORS = {"scratch": 1.1, "auto": 0.7, "svr": 0.9}  # of the published CGCNN
+FACTORS = {"scratch": 1.1, "auto": 0.7}  # of the published CGCNN
 
 
 def made_up(folder: Path, tasks: dict[str, float], factors: dict[str, float], zoo: str) -> None:
@@ -94,8 +101,10 @@ def made_up(folder: Path, tasks: dict[str, float], factors: dict[str, float], zo
 
 def test_means_and_bars(tmp_path, monkeypatch):
     table = script("table", monkeypatch)
-    made_up(tmp_path, {"a": 0.2, "b": 4.0, "c": 1.0}, FACTORS, "shipped")
-    made_up(tmp_path, {"a": 0.2}, {"scratch": 1.1, "auto": 0.2}, "checkpoints")
+    made_up(tmp_path, {"a": 0.2, "b": 4.0, "c": 1.0}, {"scratch": 1.1}, "strategies")
+    made_up(tmp_path, {"a": 0.2, "b": 4.0, "c": 1.0}, {"auto": 0.7, "svr": 0.9}, "shipped")
+    made_up(tmp_path, {"a": 0.2}, {"auto": 0.2}, "checkpoints")
+    made_up(tmp_path, {"a": 0.2}, {"auto": 0.3}, "energies")
     with open(tmp_path / "own_property.csv", "w") as handle:
         handle.write("target,source,strategy,size,seed,val_mae,test_mae,test_median_ae\na,x,keep_head,9,0,1,0.3,0.2\n")
     means = table.summarise(table.read_runs(tmp_path))
@@ -106,14 +115,18 @@ def test_means_and_bars(tmp_path, monkeypatch):
     lines = table.bars(means, PUBLISHED).splitlines()
     assert lines[0] == "- scratch is no worse than CGCNN on 0 of 2 tasks (bar: 9); not on a, b"
     assert "auto` with shipped sources is no worse than MoE-(18) on 2 of 2" in lines[1]
-    assert "JMP-FT on 0 of 2" in lines[2] and "MoMa (Full) on 1 of 1 tasks" in lines[-1]
+    assert "JMP-FT on 0 of 2" in lines[2] and "MoMa (Full) on 1 of 1 tasks" in lines[-2]
+    assert lines[-1].endswith("`auto` comes to a 0.0600 ± 0.0009")
 
 
 def test_all_is_written(shared_data, tmp_path, monkeypatch):
     table, out = script("table", monkeypatch), tmp_path / "out"
     published = table.read_published(shared_data / "moe" / "published_results.json")
     assert sorted(published) == sorted(set(TASKS) - {"jarvis_2d_dielectric_tbmbj"})
-    made_up(tmp_path, {task: published.get(task, {"CGCNN": 3.0})["CGCNN"] for task in TASKS}, FACTORS, "shipped")
+    for zoo, way in {"strategies": "scratch", "shipped": "auto"}.items():
+        made_up(
+            tmp_path, {task: published.get(task, {"CGCNN": 3.0})["CGCNN"] for task in TASKS}, {way: FACTORS[way]}, zoo
+        )
     out.mkdir()
     shutil.copy(SUITE / "README.md", out)
     for _ in range(2):  # the second time over what the first has written

@@ -93,7 +93,7 @@ class StudyConfig:
         sources: What to transfer from.
         pool: Folder of further source models, for "auto" and "all" only, which then have the shipped ones as well; or
             "shipped": these alone.
-        strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is always there. Each is
+        strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is there as well. Each is
             run from every source alone, one that takes several sources from all of them. NAME@SOURCE names the source
             instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals), "all" together,
             or "pool": each one of the pool alone.
@@ -109,6 +109,7 @@ class StudyConfig:
         least_updates: Small training sets take more passes until there are so many updates.
         batch_size: Crystals in a batch, on average.
         weight_decay: Decoupled weight decay.
+        without_scratch: Train nothing from scratch, with which transfer is compared otherwise.
         members: Networks of each run, which make an ensemble with a standard deviation.
         folds: Every run is made so many times (3 or more), each time validated on another part of training and
             validation crystals together, as "auto" is in `tlcgcnn transfer`: test crystals are predicted by the mean of
@@ -134,6 +135,7 @@ class StudyConfig:
     least_updates: int = 600
     batch_size: int = 32
     weight_decay: float = 1e-4
+    without_scratch: bool = False
     members: int = 1
     folds: int = 0
     model: ModelConfig = ModelConfig()

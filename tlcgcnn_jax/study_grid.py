@@ -64,7 +64,8 @@ def grid(
     for target in study.targets:
         for size in training_sizes(study, target):
             name = target_name(target)
-            computed.append(Cell(name, "", 0, SCRATCH, "scratch", size))
+            if not study.without_scratch:
+                computed.append(Cell(name, "", 0, SCRATCH, "scratch", size))
             computed += [Cell(name, "", 0, baseline, "baseline", size) for baseline in study.baselines]
             for strategy in study.strategies:
                 if strategy == SCRATCH:

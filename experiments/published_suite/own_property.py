@@ -15,9 +15,9 @@ from pathlib import Path
 from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.results import Row
 from tlcgcnn_jax.study_config import target_name, training_sizes
+from tlcgcnn_jax.study_desk import Desk
 from tlcgcnn_jax.study_grid import Cell
 from tlcgcnn_jax.study_work import runs
-from tlcgcnn_jax.study_desk import Desk
 
 SOURCES = {
     "eform": ("mp-formation-energy", "moe/mp_eform", "moe/jarvis_eform", "official/mp_eform"),

@@ -1,9 +1,11 @@
-"""The whole of the published suite: data, both studies, sources of a task's own property.
+"""The whole of the published suite: data, the strategies, `auto` with three sets of sources, and these alone.
 
     python experiments/published_suite/run.py DATA --out RUNS
 
-Goes on where it was stopped. RUNS/shipped is the study of study.toml; RUNS/checkpoints the same with the checkpoints of
-DATA among the sources, of which only what `auto` is made of is run.
+Goes on where it was stopped. RUNS/strategies is the study of study.toml: single networks, all on the train rows. The
+others are `auto` and its parts as `tlcgcnn transfer` makes them, with five folds of train and val rows: RUNS/shipped
+with the shipped sources, RUNS/checkpoints with those of DATA beside them, RUNS/energies for the tasks of formation
+energies with the sources of these, which are left out everywhere else.
 """
 
 import argparse
@@ -15,7 +17,10 @@ import prepare
 
 from tlcgcnn_jax.strategies import EnsembleStrategy
 from tlcgcnn_jax.study import run_study
-from tlcgcnn_jax.study_config import StudyConfig, read_study
+from tlcgcnn_jax.study_config import StudyConfig, read_study, target_name
+
+FOLDS = 5  # networks of `tlcgcnn transfer`
+SEEN = ("mp-dielectric",)  # knows test rows
 
 
 def main() -> None:
@@ -25,21 +30,33 @@ def main() -> None:
     options = parser.parse_args()
     runs, study = options.out, read_study(Path(__file__).parent / "study.toml")
     prepare.main([str(options.data), "--out", str(runs / "data")])
-    for name, plan in {"shipped": study, "checkpoints": with_checkpoints(study)}.items():
+    plans = {
+        "strategies": study,
+        "shipped": recipe(study, "shipped"),
+        "energies": recipe(with_energies(study), "shipped"),
+        "checkpoints": recipe(study, "checkpoints"),
+    }
+    for name, plan in plans.items():
         run_study(plan, runs / name, data=runs / "data", progress=True)
     own_property.main([str(runs / "checkpoints"), "--out", str(runs / "own_property.csv")])
 
 
-def with_checkpoints(study: StudyConfig) -> StudyConfig:
-    """The study with more sources, cut down to "auto" and its parts."""
+def recipe(study: StudyConfig, pool: str) -> StudyConfig:
+    """The study cut down to "auto" and its parts, these made as `tlcgcnn transfer` makes them."""
     auto = study.strategy("auto")
     assert isinstance(auto, EnsembleStrategy)
     baselines, strategies = ([part for part in auto.parts if (part in study.baselines) == is_baseline]
                              for is_baseline in (True, False))  # fmt: skip
     return replace(
-        study, pool="checkpoints", baselines=tuple(baselines), strategies=(*strategies, "auto"),
-        title=f"{study.title}, with checkpoints",
+        study, pool=pool, baselines=tuple(baselines), strategies=(*strategies, "auto"), folds=FOLDS,
+        without_scratch=True, title=f"{study.title}: auto, {pool}",
     )  # fmt: skip
+
+
+def with_energies(study: StudyConfig) -> StudyConfig:
+    """The tasks of formation energies alone, for which energies may be sources."""
+    energies = [target for target in study.targets if "eform" in target_name(target)]
+    return replace(study, targets=tuple(replace(target, leave_out=SEEN) for target in energies))
 
 
 if __name__ == "__main__":

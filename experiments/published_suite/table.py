@@ -21,12 +21,16 @@ from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.study_config import StudyTarget, read_study, target_name
 
 HERE = Path(__file__).parent
-SHIPPED, MORE, OWN = "shipped", "checkpoints", "own property"  # where the sources come from
+STRATEGIES = "shipped, one network"  # where the sources come from
+SHIPPED, ENERGIES, MORE, OWN = "shipped", "energies too", "checkpoints too", "own property"
+PLACES = {STRATEGIES: "strategies/results.csv", SHIPPED: "shipped/results.csv", ENERGIES: "energies/results.csv",
+          MORE: "checkpoints/results.csv", OWN: "own_property.csv"}  # fmt: skip
 PUBLISHED = ("CGCNN", "MoE-(18)", "JMP-FT", "MoMa (Full)")
 RUN_FIELDS = ("target", "source", "strategy", "kind", "size", "seed", "learning_rate", "epochs", "updates", "val_mae",
               "test_mae", "test_median_ae", "test_n", "overlap", "seconds", "machine")  # fmt: skip
 BEGIN, END = "<!-- written by table.py -->", "<!-- end -->"
-SCRATCH, AUTO, AUTO_MORE = (SHIPPED, "", "scratch"), (SHIPPED, "all", "auto"), (MORE, "all", "auto")
+SCRATCH, AUTO = (STRATEGIES, "", "scratch"), (SHIPPED, "all", "auto")
+AUTO_ENERGIES, AUTO_MORE = (ENERGIES, "all", "auto"), (MORE, "all", "auto")
 
 Way = tuple[str, str, str]  # where its sources come from, source, strategy
 Published = Mapping[str, Mapping[str, float]]  # test MAE by task and method
@@ -81,10 +85,9 @@ def read_published(path: Path) -> Published:
 
 
 def read_runs(folder: Path) -> list[dict[str, str]]:
-    """The rows of both studies and of own_property.py, as far as they are there."""
-    places = {SHIPPED: "shipped/results.csv", MORE: "checkpoints/results.csv", OWN: "own_property.csv"}
+    """The rows of all studies and of own_property.py, as far as they are there."""
     runs: list[dict[str, str]] = []
-    for sources, place in places.items():
+    for sources, place in PLACES.items():
         if (folder / place).is_file():
             with open(folder / place, newline="") as handle:
                 runs += [{"sources": sources, **row} for row in csv.DictReader(handle)]
@@ -140,20 +143,22 @@ def bars(means: Means, published: Published) -> str:
         lost = [task for task in there if task not in won]
         missed = f"; not on {', '.join(lost)}" if lost and len(won) < wanted else ""
         lines.append(f"- {name} is no worse than {method} on {len(won)} of {len(there)} tasks (bar: {wanted}){missed}")
+    if there := [task for task in published if (task, AUTO_ENERGIES) in means]:
+        errors = ", ".join(f"{task} {told(means, task, AUTO_ENERGIES)}" for task in there)
+        lines.append(f"- with sources of energies, which MoE-(18) had, `auto` comes to {errors}")
     return "\n".join(lines) + "\n"
 
 
 def all_ways(targets: Mapping[str, StudyTarget], means: Means, published: Published) -> list[str]:
     """Two tables with a row a way and a column a task: means and medians of the absolute errors."""
-    order = {SHIPPED: 0, MORE: 1, OWN: 2}
-    ways = sorted(dict.fromkeys(way for _, way in means), key=lambda way: order[way[0]])
-    plain = [way for way in ways if way[0] == MORE and not way[1]]  # the same as with the shipped sources
+    ways = sorted(dict.fromkeys(way for _, way in means), key=lambda way: [*PLACES].index(way[0]))
+    plain = [way for way in ways if way[0] in (ENERGIES, MORE) and not way[1]]  # the same as with the shipped sources
     tables = []
     for what, statistic in (("mean absolute error", "mae"), ("median absolute error", "median")):
         lines = [f"| {what} | sources | {' | '.join(targets)} |", f"|---|---|{'--:|' * len(targets)}"]
         for way in ways:
             if way not in plain:
-                origin = way[0] if way[1] else ""
+                origin = way[0] if way[1] or way[0] == SHIPPED else ""
                 name = f"{way[2]}@{way[1]}" if way[1] and way[2] != "auto" else way[2]
                 cells = (told(means, task, way, statistic) for task in targets)
                 lines.append(f"| `{name}` | {origin} | {' | '.join(cells)} |")
