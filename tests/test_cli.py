@@ -397,16 +397,19 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name
 
 
-@pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full"])
+@pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full", "blend:full+frozen"])
 def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, strategy):
-    """After the first chunk of epochs of the second phase or part."""
-    again = ("transfer", place / "ds", "--target", K, "--source", place / "run", "--strategy", strategy, "--seeds", 2,
-             *BATCH, "--epochs", 12)  # fmt: skip
+    """After the first chunk of epochs of the second phase or part; a blend deals its crystals."""
+    dealt = strategy.startswith("blend")
+    data = write_lines(tmp_path / "more.jsonl", records(34)) if dealt else place / "ds"
+    again = ("transfer", data, "--target", K, "--source", place / "run", "--strategy", strategy,
+             "--seeds", 3 if dealt else 2, *BATCH, "--epochs", 12)  # fmt: skip
     assert command(*again, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 3 if strategy.startswith("ensemble") else 2)
+        interrupt_after(patch, 2 if strategy == "head_then_full" else 3)
         assert command(*again, "--out", tmp_path / "cut") == 130
     assert "the same command with --resume goes on" in said()
+    assert ("folds" in json.loads((tmp_path / "cut" / "settings.json").read_text())) == dealt
     assert command(*again, "--out", tmp_path / "cut") == 1
     assert "--resume" in said()
     assert command(*again, "--out", tmp_path / "cut", "--resume") == 0

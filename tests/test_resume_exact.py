@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy
 
-from tlcgcnn_jax import run, ways
+from tlcgcnn_jax import plans, run
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig
 from tlcgcnn_jax.errors import InputError
@@ -183,7 +183,7 @@ def bar_that_interrupts(monkeypatch):
     def bar(show, member, seeds, config):
         yield interrupt_after(3) if member == 1 else None
 
-    return lambda: monkeypatch.setattr(ways, "EpochBar", bar)
+    return lambda: monkeypatch.setattr(plans, "EpochBar", bar)
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, bar_that_interrupts, monkeypatch):
