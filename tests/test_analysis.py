@@ -110,7 +110,7 @@ def test_sentences(analysis):
 UNFINISHED = {
     "runs are missing": ({"missing": 0.3, "seeds": 4}, "of 4 seeds"),
     "one seed": ({"seeds": 1}, "1 seed: no interval"),
-    "no scratch yet": ({"ways": made_up_study.WAYS[1:3]}, "no seed in common with scratch yet"),
+    "no scratch": ({"ways": made_up_study.WAYS[1:3]}, "is not compared with scratch: there is no seed of both"),
     "scratch alone": ({"ways": made_up_study.WAYS[:1]}, "no transfer to compare with"),
     "baselines alone": ({"ways": made_up_study.WAYS[-2:]}, "The baseline `forest` has the lowest validation error"),
     "one size": ({"sizes": (50,)}, "50 crystals"),

@@ -20,7 +20,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.feature_model import FeatureModel
 from tlcgcnn_jax.report import run_report
-from tlcgcnn_jax.splits import Split, deal, random_split
+from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.watch import Interrupts
@@ -268,85 +268,6 @@ def test_a_regressor_learns_from_the_validation_crystals_after_it_was_judged_by_
     assert result.metrics["val"] == pytest.approx(without.metrics["test"], rel=1e-5)
     errors = np.sort(np.abs(without.predictions.values[:, 0] - labels)[FEW.val])
     assert result.model.calibration[0].quantile == pytest.approx(errors[-1], rel=1e-4)  # nine crystals: the largest
-
-
-DEALT = Split(np.arange(0, 26), np.arange(26, 38), np.arange(38, 44))
-
-
-@pytest.fixture(scope="module")
-def dealt(tmp_path_factory):
-    """A blend of networks and a regressor whose crystals are dealt three times."""
-    out, told = tmp_path_factory.mktemp("dealt") / "run", []
-    result = transfer(
-        records(44), source(), "blend:full+features:ridge", LOG, split=DEALT, config=ONE_EPOCH, seeds=3, out=out,
-        tell=told.append,
-    )  # fmt: skip
-    return result, told
-
-
-def test_every_crystal_validates_once_and_chooses_weights(dealt):
-    """Networks and regressors of each fold, made again by hand, give the errors and the weights."""
-    result, told = dealt
-    given, labels = np.arange(38), np.array([record.targets[K] for record in records(44)])
-    folds = deal(given, 3, ONE_EPOCH.seed, [formula(record.structure.atomic_numbers) for record in records(38)])
-    assert sorted(row for fold in folds for row in fold.val.tolist()) == given.tolist()
-    networks = result.model.parts["full"]
-    held = np.empty((2, 38))
-    for number, fold in enumerate(folds):
-        network = replace(networks, members=(networks.members[number],))
-        held[0, fold.val] = predict(network, records(44)).values[fold.val, 0]
-        alone = transfer(records(44), source(), "features:ridge", LOG, split=Split(fold.train, fold.val[:0], fold.val))
-        held[1, fold.val] = alone.predictions.values[fold.val, 0]
-    order = np.concatenate([fold.val for fold in folds])
-    weights = choose_weights(held[:, order], labels[order], learnt=np.log10)
-    choice = result.model.notes["choice"]
-    np.testing.assert_allclose([one["weight"] for one in choice.values()], weights, atol=1e-9)
-    np.testing.assert_allclose(
-        [one["val_mae"] for one in choice.values()], np.abs(held - labels[:38]).mean(1), rtol=1e-5
-    )
-    assert result.metrics["val"]["mae"] == pytest.approx(np.abs(weights @ held - labels[:38]).mean(), rel=1e-5)
-    assert result.metrics["val"]["n"] == result.model.calibration[0].n == 38
-    assert "38 training and validation crystals, dealt 3 times" in told[-1]
-
-
-def test_the_dealt_regressor_has_learnt_from_all(dealt):
-    result, _ = dealt
-    everything = Split(np.arange(38), np.arange(0), DEALT.test)
-    alone = transfer(records(44), source(), "features:ridge", LOG, split=everything)
-    found = predict(result.model.parts["features:ridge"], records(44))
-    np.testing.assert_allclose(found.values, alone.predictions.values, rtol=1e-6)
-    assert {formula(record.structure.atomic_numbers) for record in records(38)} <= set(result.model.formulas)
-    again = predict(load_model(result.folder), records(44))
-    np.testing.assert_array_equal(again.values, result.predictions.values)
-
-
-def test_a_dealt_network_has_not_learnt_from_the_crystals_that_it_validates(dealt):
-    """Two labels within one fold change places: the scale stays, and so does the network that validates on both."""
-    result, _ = dealt
-    crystals = records(44)
-    groups = [formula(record.structure.atomic_numbers) for record in crystals[:38]]
-    one, other = deal(np.arange(38), 3, ONE_EPOCH.seed, groups)[1].val[:2]
-    swapped = [*crystals]
-    for here, there in ((one, other), (other, one)):
-        swapped[here] = replace(crystals[here], targets=crystals[there].targets)
-    again = transfer(
-        swapped, source(), "blend:full+features:ridge", LOG, split=DEALT, config=ONE_EPOCH, seeds=3
-    ).model.parts["full"]  # fmt: skip
-    kernels = [
-        [member["params"]["head"]["output"]["kernel"] for member in model.members]
-        for model in (result.model.parts["full"], again)
-    ]
-    same = [np.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(*kernels, strict=True)]
-    assert same == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    "change", [{"seeds": 2}, {"split": Split(np.arange(12), np.arange(12, 24), np.arange(24, 30))}]
-)
-def test_few_networks_or_crystals_are_not_dealt(change):
-    arguments = {"split": DEALT, "config": ONE_EPOCH, "seeds": 3} | change
-    result = transfer(records(44), source(), "blend:frozen+features:ridge", LOG, **arguments)
-    assert result.metrics["val"]["n"] == 12
 
 
 def test_descriptors_alone_ask_no_source(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -19,9 +20,10 @@ import tiny
 from tlcgcnn_jax import study as study_file
 from tlcgcnn_jax.baselines import baseline_predictions
 from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.config import to_dict
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.results import StudyResults
+from tlcgcnn_jax.results import StudyResults, check_study
 from tlcgcnn_jax.study import run_study
 from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, learnt_target
 from tlcgcnn_jax.study_desk import Desk
@@ -340,3 +342,34 @@ def test_folds_that_cannot_be_are_refused():
         dataclasses.replace(STUDY, folds=2)
     with pytest.raises(InputError, match="leave members at 1"):
         dataclasses.replace(STUDY, folds=3, members=2)
+
+
+def test_folds_too_small_to_train_on_are_told_before_any_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_file, "run_tasks", lambda *_, **__: pytest.fail("ran"))
+    study = dataclasses.replace(STUDY, folds=3, sizes=(5,), val=0.2, strategies=("full",))
+    with pytest.raises(InputError, match="a fold leaves 4 of 6 crystals to train on"):
+        run_study(study, tmp_path / "out", data=data)
+
+
+def test_without_scratch(data, tmp_path):
+    study = dataclasses.replace(STUDY, without_scratch=True, strategies=("full",), pool="", seeds=1)
+    analysis = run_study(study, tmp_path / "out", data=data, workers=1)
+    assert {row.strategy for row in StudyResults(tmp_path / "out").rows} == {"full", "ridge"}
+    assert analysis.sentences and not any("None" in sentence for sentence in analysis.sentences)
+    assert (tmp_path / "out" / "report.html").is_file()
+    for strategies in (("full", BLEND), ("full", "scratch")):
+        with pytest.raises(InputError, match="scratch"):
+            dataclasses.replace(study, strategies=strategies)
+
+
+def test_a_folder_of_an_older_version_is_gone_on_with(finished, tmp_path):
+    """It knows nothing of settings that came later, which are off."""
+    old = tmp_path / "old"
+    shutil.copytree(finished.folder, old)
+    told = json.loads((old / "study.json").read_text())
+    for name in ("folds", "without_scratch"):
+        del told["settings"][name]
+    (old / "study.json").write_text(json.dumps(told))
+    assert check_study(old, to_dict(STUDY))
+    with pytest.raises(InputError, match=r"other settings \(folds\)"):
+        check_study(old, to_dict(dataclasses.replace(STUDY, folds=3)))

@@ -320,7 +320,7 @@ def _sentence(best: Outcome, transfer: Outcome | None, word: str) -> str:
 def _gain_words(found: Comparison | None, reference: str, seeds: int) -> str:
     """A gain as a predicate, e.g. "gains 21 % over scratch (12 to 29 %, 5 seeds)"."""
     if found is None:
-        return f"has no seed in common with {reference or 'that'} yet"
+        return f"is not compared with {reference or 'that'}: there is no seed of both"
     n, gains = len(found.seed_gains), found.gain_percent >= 0
     verb, link = ("gains", "over") if gains else ("loses", "against")
     low, high = (found.low, found.high) if gains else (-found.high, -found.low)

@@ -17,7 +17,8 @@ class ErrorBar:
     """What the errors on validation crystals say about those on others, for one target, in the space that is learnt.
 
     The validation crystals have chosen the epoch as well, and the weights of a blend, so that their errors are a little
-    too small, and the share of crystals within the interval a little below `level`.
+    too small, and the share of crystals within the interval a little below `level`. Where each network has held out
+    crystals of its own, errors are those of single networks, which the mean of all is better than.
 
     Attributes:
         level: Share of crystals whose true value lies within the interval.

@@ -44,7 +44,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         patience: Epochs without a better validation error after which training stops; None: never.
         multipliers: Learning-rate multipliers by pattern that go before the strategy's.
         seeds: Networks; more than one make an ensemble, whose spread `predict(X, return_std=True)` gives.
-        val_fraction: Share of X that is kept out of training to choose the epoch by; 0 keeps the last weights.
+        val_fraction: Share of X that is kept out of networks' training to choose the epoch by; 0 keeps the last
+            weights. What deals its crystals ("auto", "blend:…", see `transfer`) keeps a fold out of each network.
         transform: "identity", "log10" or "log": what the network learns; predictions are in the unit of y.
         width: Features of an atom; without a source only, as are the three that follow.
         convolutions: Gated graph convolutions.

@@ -108,17 +108,20 @@ def with_novelty(model: Model, crystals: GraphSets, rows: np.ndarray) -> Model:
     return replace(model, novelty=fit_novelty(prefix_features(network, model.members[0], dataset)))
 
 
-def with_error_bars(model: AnyModel, held: Predictions, labels: np.ndarray) -> AnyModel:
+def with_error_bars(model: AnyModel, held: Predictions, labels: np.ndarray, scaled: bool = True) -> AnyModel:
     """A freshly trained model that knows its errors on crystals that it had not learnt from.
 
     Args:
         model: The model.
         held: What it, or what it was made of, had said of them.
         labels: [n, n_target] of these, NaN where unknown.
+        scaled: The standard deviations of `held` are of the same kind as those of the model's predictions, so that
+            intervals may be multiples of them; False: intervals of one width.
     """
     if not len(labels):
         return model
-    return replace(model, calibration=fit_error_bars(model.targets, labels, held.values, held.learnt_std))
+    std = held.learnt_std if scaled else None
+    return replace(model, calibration=fit_error_bars(model.targets, labels, held.values, std))
 
 
 def metrics(

@@ -61,7 +61,7 @@ class Start:
 
     Attributes:
         variables: {"params", "batch_stats"}, with adapters where the strategy has some.
-        normaliser: Of the targets, fitted on the training rows alone.
+        normaliser: Of the targets, fitted on the training rows, or on `Job.scaled_by`.
         account: What became of every array; None without a source.
     """
 

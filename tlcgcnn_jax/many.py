@@ -38,7 +38,7 @@ class Run:
         train: int [n_train], rows of the dataset.
         val: int [n_val], rows to choose the epoch by; may be empty.
         variables: {"params", "batch_stats"} to start from.
-        normaliser: Of the targets, fitted on the training rows.
+        normaliser: Of the targets.
         learning_rate: Highest learning rate.
         seed: Of batches and dropout.
     """

@@ -18,6 +18,7 @@ from tlcgcnn_jax.evaluate import predict_rows, with_error_bars, with_novelty
 from tlcgcnn_jax.feature_model import make_feature_model
 from tlcgcnn_jax.fine_tuning import Job, Start, fine_tune
 from tlcgcnn_jax.graph_sets import GraphSets
+from tlcgcnn_jax.losses import Normaliser, fit_normaliser
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.predictions import Predictions, joined, mixture
 from tlcgcnn_jax.selection import weighted_committee
@@ -60,7 +61,10 @@ class Lesson:
 
     @property
     def held(self) -> np.ndarray:
-        """Rows that are predicted by something that has not learnt from them, in the order of the trials."""
+        """Rows that are predicted by something that was not fitted to them, in the order of the trials.
+
+        They have chosen the epoch of the networks that predict them, and set the targets' scale.
+        """
         return np.concatenate([trial.val for trial in self.trials])
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
@@ -147,6 +151,11 @@ class NetworksPlan:
         return self.starts[-1].account
 
     @property
+    def learnt_from(self) -> np.ndarray:
+        """Rows that the networks are trained on."""
+        return self.lesson.given if self.lesson.folds else self.lesson.split.train
+
+    @property
     def about(self) -> dict[str, Any]:
         """For the settings of the run."""
         strategy = self.strategy
@@ -171,8 +180,7 @@ class NetworksPlan:
         """Train the networks."""
         trained = self._streamed(at) if self.streamed else self._together(at)
         lesson = self.lesson
-        learnt_from = lesson.given if lesson.folds else lesson.split.train
-        formulas = lesson.formulas(learnt_from)
+        formulas = lesson.formulas(self.learnt_from)
         if self.strategy.reinitialise != ("*",):
             formulas = formulas.union(*(source.formulas for source in self.sources.values()))
         model = Model(
@@ -181,9 +189,15 @@ class NetworksPlan:
             notes={"strategy": self.strategy.name},
         )  # fmt: skip
         # With folds every network has crystals of its own that it has not seen; otherwise all have the same.
-        alone = [replace(model, members=(member,)) for member in model.members] if lesson.folds else [model]
+        alone = [model]
+        if lesson.folds:
+            alone = [
+                replace(model, members=(member,), normaliser=_bounded_by(lesson, trial.train, model.normaliser))
+                for member, trial in zip(model.members, lesson.folds, strict=True)
+            ]
         held = _held(alone, lesson)
-        model = with_error_bars(with_novelty(model, lesson.crystals, learnt_from), held, lesson.labels(lesson.held))
+        model = with_novelty(model, lesson.crystals, self.learnt_from)
+        model = with_error_bars(model, held, lesson.labels(lesson.held))
         history = [{"member": at.first + i, **row} for i, one in enumerate(trained) for row in one.history]
         return Made(model, held, history, [one.best_epoch for one in trained])
 
@@ -192,7 +206,7 @@ class NetworksPlan:
         # Test crystals have no place on the device.
         some, place = self.dataset.select(rows), np.empty(len(self.dataset), int)
         place[rows] = np.arange(len(rows))
-        jobs = [replace(job, train=place[job.train], val=place[job.val]) for job in self.jobs]
+        jobs = [replace(job, train=place[job.train], val=place[job.val], scaled_by=None) for job in self.jobs]
         with NetworksBar(at.progress, len(jobs), lesson.config.epochs) as show:
 
             def on_epoch(network: int, row: dict[str, float]) -> None:
@@ -235,6 +249,11 @@ class FeaturesPlan:
     strategy: FeatureStrategy
     sources: Mapping[str, Model]
     account: Account | None = None
+
+    @property
+    def learnt_from(self) -> np.ndarray:
+        """Rows that the regressor is fitted to in the end."""
+        return self.lesson.given
 
     @property
     def about(self) -> dict[str, Any]:
@@ -281,6 +300,11 @@ class CommitteePlan:
         return {name: model for part in self.parts.values() for name, model in part.sources.items()}
 
     @property
+    def learnt_from(self) -> np.ndarray:
+        """Rows that some part learns from."""
+        return max((part.learnt_from for part in self.parts.values()), key=len)
+
+    @property
     def account(self) -> Account | None:
         """That of the first part that has one."""
         return next((part.account for part in self.parts.values() if part.account is not None), None)
@@ -317,7 +341,9 @@ class CommitteePlan:
             model = Committee(models, formulas=tuple(sorted(formulas)))
         if isinstance(model, Committee):
             held = mixture([said[name] for name in model.parts], model.weights)
-            model = with_error_bars(model, held, labels)
+            # A network of one fold has no spread, those of all folds together have.
+            networks = any(isinstance(part, Model) for part in model.parts.values())
+            model = with_error_bars(model, held, labels, scaled=not (self.lesson.folds and networks))
         else:  # one part has all the weight, and has its error bars
             held = next(said[name] for name, choice in model.notes[CHOICE].items() if choice["weight"])
         return Made(
@@ -332,6 +358,12 @@ Plan = NetworksPlan | FeaturesPlan | CommitteePlan
 def _named(sources: Mapping[str, Model]) -> dict[str, str]:
     """Sources for the settings of a run; descriptors alone have none."""
     return {"source": " + ".join(sources)} if sources else {}
+
+
+def _bounded_by(lesson: Lesson, rows: np.ndarray, normaliser: Normaliser) -> Normaliser:
+    """The same scale with the range of some rows' labels, so that none is told how far the others go."""
+    own = fit_normaliser(lesson.labels(rows), lesson.targets)
+    return normaliser._replace(low=own.low, high=own.high)
 
 
 def _held(models: Sequence[AnyModel], lesson: Lesson) -> Predictions:

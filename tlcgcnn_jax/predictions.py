@@ -163,12 +163,15 @@ def mixture(parts: Sequence[Predictions], weights: Sequence[float] = ()) -> Pred
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of several sets of crystals as those of one; intervals and novelty are left out."""
-    own = [part.own_std for part in parts]
+    first = parts[0]
+    own: np.ndarray | None = None
+    if any(part.own_std is not None for part in parts):
+        shapes = [(*part.members.shape[:2], len(part.targets)) for part in parts]
+        stds = [part.own_std for part in parts]
+        own = np.concatenate([np.full(n, np.nan) if s is None else s for n, s in zip(shapes, stds, strict=True)], 1)
     return Predictions(
-        [id_ for part in parts for id_ in part.ids], parts[0].targets,
-        np.concatenate([part.members for part in parts], 1),
-        own_std=np.concatenate([std for std in own if std is not None], 1) if own[0] is not None else None,
-        weights=parts[0].weights,
+        [id_ for part in parts for id_ in part.ids], first.targets, np.concatenate([part.members for part in parts], 1),
+        own_std=own, weights=first.weights,
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ class Result:
             makes one.
         metrics: {"test": {"mae", "rmse", "r2", …}, "val": …} in the target's unit; with several targets these are of
             the first, and "targets" holds those of each. Those of the test part tell what the 90 % intervals hold;
-            those of the validation part were made before any of its crystals was learnt from.
+            those of the validation part come from networks and regressors that were not fitted to them, and where the
+            crystals were dealt they are of all training and validation crystals.
         predictions: Of every crystal of the dataset.
         split: Row numbers.
         history: One row an epoch and member.
@@ -152,7 +153,7 @@ def transfer(
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
         seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is random, as in
-            "keep_head" and "features:…", there is one model.
+            "keep_head" and "features:…", there is one model (or one for each time that the crystals are dealt).
         out: As in `fit`.
         labels: As in `fit`.
         id_column: As in `fit`.
@@ -224,7 +225,7 @@ def _carry_out(
         metrics["targets"] = {t.name: {part: values[t.name] for part, values in each.items()} for t in targets}
     told = {name: value for name, value in about.items() if name not in ("model", "overlap")}
     own = {CHOICE: made.model.notes[CHOICE]} if CHOICE in made.model.notes else {}
-    notes = {**told, **own, "crystals trained on": len(split.train), "versions": settings["versions"]}
+    notes = {**told, **own, "crystals trained on": len(plan.learnt_from), "versions": settings["versions"]}
     model = replace(made.model, metrics=metrics, notes=notes)
     if folder:
         test = predictions.select(split.test)

@@ -1,4 +1,4 @@
-"""A committee whose validation crystals choose what each part of it counts."""
+"""A committee of which crystals that were held out choose what each part counts."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -120,7 +120,7 @@ class EnsembleStrategy:
     Attributes:
         name: "ensemble:" or "blend:" and the parts, joined by "+"; or "auto".
         parts: Names of strategies; in a study, NAME@SOURCE stands for that of another source.
-        weighted: The validation crystals choose the weights ("blend:", "auto"); otherwise all are equal.
+        weighted: Errors on crystals that were held out choose the weights ("blend:", "auto"); otherwise all are equal.
     """
 
     name: str
@@ -261,7 +261,7 @@ def find_strategy(
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
     """A strategy of any kind by name: of fine-tuning, of a regressor ("features:", "hybrid:", "descriptors:"), the mean
-    of several ("ensemble:NAME+NAME", weighted by validation crystals as "blend:NAME+NAME"), or "auto".
+    of several ("ensemble:NAME+NAME", weighted by held-out crystals as "blend:NAME+NAME"), or "auto".
 
     Raises:
         InputError: Unknown name.

@@ -92,7 +92,7 @@ def run_study(
     plan = desk.study  # which knows the sizes of given splits
     for target in plan.targets:  # what cannot be split is refused before hours of work
         for seed in range(plan.seeds):
-            desk.split(target_name(target), training_sizes(plan, target)[0], seed)
+            desk.trials(target_name(target), min(training_sizes(plan, target)), seed)
     cells, ensembles = grid(plan, alone, desk.pool)
     for name in {cell.target for cell in cells if cell.source in (AUTO, ALL)}:
         desk.everyone(name)

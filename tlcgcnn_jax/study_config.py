@@ -93,7 +93,7 @@ class StudyConfig:
         sources: What to transfer from.
         pool: Folder of further source models, for "auto" and "all" only, which then have the shipped ones as well; or
             "shipped": these alone.
-        strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch is there as well. Each is
+        strategies: Names as for `tlcgcnn transfer`, or of `own` strategies; scratch comes by itself. Each is
             run from every source alone, one that takes several sources from all of them. NAME@SOURCE names the source
             instead: one of the study's, "auto" (the best by `rank_sources` on the training crystals), "all" together,
             or "pool": each one of the pool alone.
@@ -152,6 +152,10 @@ class StudyConfig:
         require(self.test > 0, f"test is {self.test}: a share up to 1.0, or a number of crystals")
         require(self.val > 0, f"val is {self.val}: a share of the training crystals was expected")
         require(bool(self.learning_rates), "learning_rates is empty: give at least one")
+        require(
+            not (self.without_scratch and "scratch" in self.strategies),
+            "strategies name scratch, without_scratch forbids it",
+        )
         require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
         require(self.folds == 0 or self.folds >= 3, f"folds is {self.folds}: 3 or more, or 0 for none")
         require(not self.folds or self.members == 1, "every fold has a network of its own: leave members at 1")
@@ -172,10 +176,11 @@ class StudyConfig:
             known = {*RESERVED, *map(source_name, self.sources)}
             require(not source or source in known, f"{name}: no source {source}; there are {', '.join(sorted(known))}")
             parts = way.parts if isinstance(way, EnsembleStrategy) else ()
-            there = {"scratch", *self.baselines, *(strategy.partition("@")[0] for strategy in self.strategies)}
+            scratch = set() if self.without_scratch else {"scratch"}
+            there = {*scratch, *self.baselines, *(strategy.partition("@")[0] for strategy in self.strategies)}
             absent = [part for part in parts if part.partition("@")[0] not in there]
             if name == AUTO:  # its parts are not the user's choice, so that they are named as they are to be written
-                absent = [part for part in parts if part not in {"scratch", *self.baselines, *self.strategies}]
+                absent = [part for part in parts if part not in {*scratch, *self.baselines, *self.strategies}]
             require(not absent, f"{name}: {', '.join(absent)} is not among the study's strategies and baselines")
 
     def strategy(self, name: str) -> Strategy | FeatureStrategy | EnsembleStrategy:

@@ -137,7 +137,10 @@ class Desk:
         given = np.concatenate([split.train, split.val])
         formulas = self.results.crystals(name).formulas
         groups = [formulas[row] for row in given.tolist()]
-        return self.keep(("trials", name, size, seed), lambda: deal(given, self.study.folds, seed, groups))
+        dealt = self.keep(("trials", name, size, seed), lambda: deal(given, self.study.folds, seed, groups))
+        if (fewest := min(len(trial.train) for trial in dealt)) < 5:
+            raise InputError(f"target {name}: a fold leaves {fewest} of {len(given)} crystals to train on: raise sizes")
+        return dealt
 
     def sources(self, cell: Cell, seed: int) -> dict[str, Model]:
         """The sources of a run by name: one, the best one, or all, best first."""

@@ -206,7 +206,8 @@ def _trained(
             for network, trial in zip(networks, trials[seed], strict=False)
         ]
         job, one = networks[0]
-        batches = len(batch_plan(dataset.n_atom[split.train], dataset.n_row[split.train],
+        train = job.train
+        batches = len(batch_plan(dataset.n_atom[train], dataset.n_row[train],
                                  pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, cell.size),
                                             dataset.graph.places), 0))  # fmt: skip
         out[seed] = _row(

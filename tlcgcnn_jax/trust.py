@@ -41,7 +41,9 @@ def trust(
     unit = f" {target.unit}" if target.unit else ""
     if bar is not None:
         learnt = "" if target.transform == "identity" else f" (of {target.transform} {target.name})"
-        yield paragraph(f"{target.name}, {bar}{learnt}. They chose the epoch as well, so that it is approximate.")
+        yield paragraph(
+            f"{target.name}, {bar}{learnt}. They chose the epoch or the weights as well, so that it is approximate."
+        )
     if "coverage_90" in metrics:
         width, held = number(metrics["interval_width"]), metrics["coverage_90"]
         yield paragraph(

@@ -94,7 +94,8 @@ def plan_transfer(
     if isinstance(way, FeatureStrategy):
         if multipliers:
             raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
-        check_features(way.regressor, lesson.targets, lesson.labels(lesson.split.train))
+        for rows in (lesson.split.train, lesson.given):  # it is judged after the one and used after the other
+            check_features(way.regressor, lesson.targets, lesson.labels(rows))
         if way.layers != (DESCRIPTORS,):
             return FeaturesPlan(lesson, way, choice.sources(way))
         lesson.crystals[GraphConfig()]  # raises what would otherwise come after the other parts' training
@@ -112,21 +113,24 @@ def folds_of(lesson: Lesson) -> tuple[Split, ...]:
     them are trained on. Crystals of one formula stay together.
 
     Args:
-        lesson: Of 25 to 3,000 such crystals and three or more networks; others keep the division that they have.
+        lesson: With labels of 25 to 3,000 such crystals and three or more networks.
 
     Returns:
-        One division for each network, none of which tests; () where nothing is dealt.
+        One division for each network, none of which tests. () where the given one stays: with other numbers, and where
+        a network would train on fewer than half of the crystals, or validate on fewer than five labels of a target.
 
     Source:
         M. J. van der Laan, E. C. Polley and A. E. Hubbard, "Super learner", Stat. Appl. Genet. Mol. Biol. 6, 25 (2007).
     """
     given, folds = lesson.given, lesson.seeds
     formulas = [lesson.crystals.datasets[0].formulas[row] for row in given.tolist()]
-    if folds < 3 or not FEWEST_DEALT <= len(given) <= MOST_DEALT or len(set(formulas)) < folds:
+    labelled = np.isfinite(lesson.labels(given)).any(1).sum()
+    if folds < 3 or not FEWEST_DEALT <= labelled <= MOST_DEALT or len(set(formulas)) < folds:
         return ()
     dealt = tuple(deal(given, folds, lesson.config.seed, formulas))
-    labelled = min(np.isfinite(lesson.labels(fold.train)).sum(0).min() for fold in dealt)
-    return dealt if labelled >= FEWEST else ()
+    parts = [rows for fold in dealt for rows in (fold.train, fold.val)]
+    fewest = min(np.isfinite(lesson.labels(rows)).sum(0).min() for rows in parts)
+    return dealt if fewest >= FEWEST and all(2 * len(fold.train) >= len(given) for fold in dealt) else ()
 
 
 def _networks(
@@ -142,9 +146,8 @@ def _networks(
             )
         streamed = True
     members = len(models[0].members) if models else 1
-    # Where nothing is trained, only the source's own networks differ.
-    count = lesson.seeds if strategy.trains else min(lesson.seeds, members)
-    trials = lesson.folds or count * lesson.trials
+    # Where nothing is trained, only the source's own networks differ, and what the output is fitted to.
+    trials = lesson.folds or lesson.trials * (lesson.seeds if strategy.trains else min(lesson.seeds, members))
     scaled_by = lesson.given if lesson.folds else None  # members of one model share their scale
     jobs = [
         Job(trial.train, trial.val, config.seed + i, config.learning_rate, i % members, scaled_by)

@@ -89,13 +89,14 @@ def run_fold(crystals: GraphSets, number: int, way: str, sources: dict[str, Mode
     else:
         result = transfer(crystals, sources, way, TARGET, split=split, config=config, seeds=NETWORKS, tell=print)
     predicted = result.predictions.values[split.test, 0]
-    trained_on, tested = ([first.formulas[row] for row in rows.tolist()] for rows in (split.train, split.test))
+    given = np.concatenate([split.train, split.val])
+    trained_on, tested = ([first.formulas[row] for row in rows.tolist()] for rows in (given, split.test))
     seen = overlap(trained_on, tested)  # matbench's folds part rows, not formulas
     return {
         "data": {first.ids[row]: float(value) for row, value in zip(split.test, predicted, strict=True)},
         "parameters": {
             **parameters(result, way, config),
-            "given": len(split.train) + len(split.val),
+            "given": len(given),
             "of_them_to_validate": len(split.val),
             "test_formulas_given_too": seen._asdict(),
             "seconds": round(time.perf_counter() - began),
