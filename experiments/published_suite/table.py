@@ -21,8 +21,9 @@ from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.study_config import StudyTarget, read_study, target_name
 
 HERE = Path(__file__).parent
-STRATEGIES = "shipped, one network"  # where the sources come from
-SHIPPED, ENERGIES, MORE, OWN = "shipped", "energies too", "checkpoints too", "own property"
+STRATEGIES, OWN = "shipped", "own property"  # where the sources come from
+FOLDS = "folds"  # of train and val rows; without, train rows train and val rows validate
+SHIPPED, ENERGIES, MORE = (f"{sources}, {FOLDS}" for sources in ("shipped", "energies too", "checkpoints too"))
 PLACES = {STRATEGIES: "strategies/results.csv", SHIPPED: "shipped/results.csv", ENERGIES: "energies/results.csv",
           MORE: "checkpoints/results.csv", OWN: "own_property.csv"}  # fmt: skip
 PUBLISHED = ("CGCNN", "MoE-(18)", "JMP-FT", "MoMa (Full)")
@@ -158,7 +159,7 @@ def all_ways(targets: Mapping[str, StudyTarget], means: Means, published: Publis
         lines = [f"| {what} | sources | {' | '.join(targets)} |", f"|---|---|{'--:|' * len(targets)}"]
         for way in ways:
             if way not in plain:
-                origin = way[0] if way[1] or way[0] == SHIPPED else ""
+                origin = way[0] if way[1] else FOLDS if way[0] == SHIPPED else ""
                 name = f"{way[2]}@{way[1]}" if way[1] and way[2] != "auto" else way[2]
                 cells = (told(means, task, way, statistic) for task in targets)
                 lines.append(f"| `{name}` | {origin} | {' | '.join(cells)} |")
