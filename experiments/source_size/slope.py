@@ -108,7 +108,7 @@ def draw(errors: list[dict[str, Any]], slopes: list[dict[str, Any]], path: Path)
             log_axis(axes, "x", sizes[0], sizes[-1])
             log_axis(axes, "y", min(values), max(values))
             axes.set_ylim(min(values) / 1.05, max(values) * 1.05)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
             axes.set_xticks(sizes, [short(size) for size in sizes])
             axes.set_xticks([], minor=True)
             axes.set(title=plain(target), xlabel="Formation energies that the source learnt",
