@@ -28,7 +28,7 @@ DEALT = Split(np.arange(0, 26), np.arange(26, 38), np.arange(38, 44))
 
 def learn(strategy: str, crystals=None, targets=LOG, **changes):
     """With three networks, in one epoch."""
-    given = {"split": DEALT, "config": ONE_EPOCH, "seeds": 3} | changes
+    given = {"split": DEALT, "deal": True, "config": ONE_EPOCH, "seeds": 3} | changes
     return transfer(records(44) if crystals is None else crystals, source(), strategy, targets, **given)
 
 
@@ -50,10 +50,35 @@ def dealt(tmp_path_factory):
     """A blend of networks and a regressor whose crystals are dealt three times."""
     out, told = tmp_path_factory.mktemp("dealt") / "run", []
     result = transfer(
-        records(44), source(), "blend:full+features:ridge", LOG, split=DEALT, config=ONE_EPOCH, seeds=3, out=out,
-        tell=told.append,
+        records(44), source(), "blend:full+features:ridge", LOG, split=DEALT, deal=True, config=ONE_EPOCH, seeds=3,
+        out=out, tell=told.append,
     )  # fmt: skip
     return result, told
+
+
+def test_a_split_of_ones_own_is_kept():
+    """Its validation crystals may be of another kind than those that train; a random split is dealt."""
+    strategy = "blend:frozen+features:ridge"
+    given = transfer(records(44), source(), strategy, LOG, split=DEALT, config=ONE_EPOCH, seeds=3)
+    drawn = transfer(records(44), source(), strategy, LOG, config=ONE_EPOCH, seeds=3)
+    assert given.metrics["val"]["n"] == 12 and drawn.metrics["val"]["n"] > 12
+    alone = transfer(records(44), source(), "features:ridge", LOG, split=DEALT)
+    without = learn("features:ridge", split=Split(DEALT.train, DEALT.val[:0], DEALT.test))
+    np.testing.assert_allclose(alone.predictions.values, without.predictions.values, rtol=1e-6)
+
+
+def test_a_regressor_learns_from_the_validation_crystals_after_it_was_judged_by_them():
+    labels = np.array([record.targets[K] for record in records(44)])
+    result = learn("features:ridge", targets=Target(K))
+    without = learn("features:ridge", targets=Target(K), split=Split(DEALT.train, DEALT.val[:0], DEALT.val))
+    everything = Split(np.arange(38), DEALT.val[:0], DEALT.test)
+    all_of_them = learn("features:ridge", targets=Target(K), split=everything)
+    np.testing.assert_allclose(result.predictions.values, all_of_them.predictions.values, rtol=1e-6)
+    assert set(result.model.formulas) == set(all_of_them.model.formulas)
+    assert result.metrics["val"] == pytest.approx(without.metrics["test"], rel=1e-5)
+    errors = np.abs(without.predictions.values[:, 0] - labels)[DEALT.val]
+    assert result.model.calibration[0].quantile == pytest.approx(conformal(errors).quantile, rel=1e-4)
+    assert result.model.notes["crystals trained on"] == 38
 
 
 def test_every_crystal_validates_once_and_chooses_weights(dealt):
@@ -187,7 +212,7 @@ def test_the_networks_of_a_source_take_turns(monkeypatch):
     two = replace(source(), members=2 * source().members)
     monkeypatch.setattr(plans, "fine_tune", lambda *args, **known: seen.append(args[4]) or FINE_TUNE(*args, **known))
     result = transfer(
-        records(44), two, "blend:keep_head+descriptors:ridge", LOG, split=DEALT, config=ONE_EPOCH, seeds=3
+        records(44), two, "blend:keep_head+descriptors:ridge", LOG, split=DEALT, deal=True, config=ONE_EPOCH, seeds=3
     )  # fmt: skip
     (jobs,) = seen
     assert [job.member for job in jobs] == [0, 1, 0] and {len(job.train) + len(job.val) for job in jobs} == {38}

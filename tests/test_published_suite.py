@@ -71,7 +71,7 @@ def test_prepared_as_published(shared_data, tmp_path, monkeypatch):
 
 def test_auto_is_run_with_its_parts_and_folds(monkeypatch):
     run = script("run", monkeypatch)
-    more = run.recipe(STUDY, "checkpoints")
+    more = run.recipe(STUDY, "checkpoints", folds=run.NETWORKS)
     assert more.strategies == ("full@auto", "features:svr@all", "hybrid:svr@all", "auto") and more.without_scratch
     assert more.baselines == ("svr", "gp") and more.pool == "checkpoints"
     assert more.folds == inspect.signature(transfer).parameters["seeds"].default

@@ -201,8 +201,8 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     pool = find_pool(AUTO if options.source == [AUTO] else options.source, options.sources)
     packed, targets, split = run_data(options, parser, needed_graphs(options.strategy, pool))
     result = transfer(
-        packed, pool, options.strategy, targets, top=options.top, split=split, config=config,
-        multipliers=tuple(options.rate), seeds=options.seeds, out=options.out, progress=is_watched(),
+        packed, pool, options.strategy, targets, top=options.top, split=split, deal=options.split is None,
+        config=config, multipliers=tuple(options.rate), seeds=options.seeds, out=options.out, progress=is_watched(),
         resume=options.resume, tell=lambda text: print(text, flush=True),
     )  # fmt: skip
     _tell_result(result, packed.skipped)

@@ -45,7 +45,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         multipliers: Learning-rate multipliers by pattern that go before the strategy's.
         seeds: Networks; more than one make an ensemble, whose spread `predict(X, return_std=True)` gives.
         val_fraction: Share of X that is kept out of networks' training to choose the epoch by; 0 keeps the last
-            weights. What deals its crystals ("auto", "blend:…", see `transfer`) keeps a fold out of each network.
+            weights. Regressors learn from it in the end, and "auto" and "blend:…" keep another part out of each network
+            instead, see `transfer`.
         transform: "identity", "log10" or "log": what the network learns; predictions are in the unit of y.
         width: Features of an atom; without a source only, as are the three that follow.
         convolutions: Gated graph convolutions.
@@ -180,8 +181,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
                 crystals, target, split=split, model=sizes, config=config, seeds=self.seeds, progress=self.verbose
             )
         return transfer(
-            crystals, pool, self.strategy, target, split=split, config=config, multipliers=tuple(self.multipliers),
-            seeds=self.seeds, progress=self.verbose,
+            crystals, pool, self.strategy, target, split=split, deal=True, config=config,
+            multipliers=tuple(self.multipliers), seeds=self.seeds, progress=self.verbose,
         )  # fmt: skip
 
     def __sklearn_tags__(self) -> Any:

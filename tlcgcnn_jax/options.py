@@ -70,7 +70,8 @@ def target_options(parser: argparse.ArgumentParser) -> None:
 def split_options(parser: argparse.ArgumentParser) -> None:
     """Which crystals train, validate and test."""
     group = parser.add_argument_group("split")
-    group.add_argument("--split", type=Path, metavar="FILE.json", help='{"train": [ids], "val": [ids], "test": [ids]}')
+    parts = '{"train": [ids], "val": [ids], "test": [ids]}; nothing but train is learnt from'
+    group.add_argument("--split", type=Path, metavar="FILE.json", help=parts)
     for part, share in PARTS.items():
         group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {share}, or what is left)")
         group.add_argument(f"--{part}-size", type=int, help="number of crystals, instead of a share")

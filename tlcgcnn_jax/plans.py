@@ -38,6 +38,7 @@ class Lesson:
         split: Rows of the crystals.
         config: How networks are trained.
         seeds: Networks, with seeds `config.seed`, `config.seed` + 1, ….
+        deal: Whether the validation crystals may be learnt from as well, by what does not need them or in folds.
         folds: Other divisions of the training and validation crystals, one for each network, in which every crystal
             validates once; (): that of `split` for all.
     """
@@ -47,6 +48,7 @@ class Lesson:
     split: Split
     config: TrainConfig
     seeds: int
+    deal: bool = False
     folds: tuple[Split, ...] = ()
 
     @property
@@ -56,7 +58,7 @@ class Lesson:
 
     @property
     def given(self) -> np.ndarray:
-        """All rows that may be learnt from."""
+        """Training and validation rows."""
         return np.concatenate([self.split.train, self.split.val])
 
     @property
@@ -237,7 +239,7 @@ class NetworksPlan:
 class FeaturesPlan:
     """A regressor on the activations of the sources.
 
-    It needs no validation crystals to know when to stop: they tell its errors, and are then fitted as well.
+    It needs no validation crystals to know when to stop: they tell its errors, and if they may are then fitted as well.
 
     Attributes:
         lesson: What to learn.
@@ -253,12 +255,13 @@ class FeaturesPlan:
     @property
     def learnt_from(self) -> np.ndarray:
         """Rows that the regressor is fitted to in the end."""
-        return self.lesson.given
+        return self.lesson.given if self.lesson.deal else self.lesson.split.train
 
     @property
     def about(self) -> dict[str, Any]:
         """For the settings of the run."""
-        return {**_named(self.sources), "strategy": self.strategy.name}
+        deal = {"deal": True} if self.lesson.deal else {}
+        return {**_named(self.sources), "strategy": self.strategy.name, **deal}
 
     def lines(self) -> list[str]:
         """For people who watch."""
@@ -268,14 +271,14 @@ class FeaturesPlan:
 
     def make(self, at: Workplace) -> Made:
         """Embed the crystals; the regressor is fitted when it is first asked."""
-        lesson, given = self.lesson, self.lesson.given
+        lesson, rows = self.lesson, self.learnt_from
         model = make_feature_model(
-            self.sources, self.strategy.layers, self.strategy.regressor, lesson.crystals, lesson.targets, given,
+            self.sources, self.strategy.layers, self.strategy.regressor, lesson.crystals, lesson.targets, rows,
             lesson.config.seed,
         )  # fmt: skip
-        known = np.flatnonzero(np.isfinite(lesson.labels(given)).any(1))  # these have a row in the model's table
-        held = _held([model.of(np.isin(given[known], trial.train)) for trial in lesson.trials], lesson)
-        formulas = lesson.formulas(given).union(*(source.formulas for source in self.sources.values()))
+        known = np.flatnonzero(np.isfinite(lesson.labels(rows)).any(1))  # these have a row in the model's table
+        held = _held([model.of(np.isin(rows[known], trial.train)) for trial in lesson.trials], lesson)
+        formulas = lesson.formulas(rows).union(*(source.formulas for source in self.sources.values()))
         model = replace(model, formulas=tuple(sorted(formulas)), notes={"strategy": self.strategy.name})
         return Made(with_error_bars(model, held, lesson.labels(lesson.held)), held, [], [])
 

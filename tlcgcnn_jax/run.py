@@ -122,6 +122,7 @@ def transfer(
     sources: str | Path | None = None,
     top: int | None = None,
     split: Split | None = None,
+    deal: bool | None = None,
     config: TrainConfig = FINE_TUNING,
     multipliers: Rates = (),
     seeds: int = 5,
@@ -146,10 +147,12 @@ def transfer(
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.
-        split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals. They tell networks
-            when to stop; regressors, which need no such thing, are fitted to them as well in the end. A weighted
-            mean ("auto", "blend:…") of 25 to 3,000 training and validation crystals deals these anew for each network,
-            so that all of them train and all of them choose the weights.
+        split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals.
+        deal: Whether what is learnt in the end may hold the validation crystals too. Regressors, which do not need them
+            to know when to stop, are then fitted to them as well, and a weighted mean ("auto", "blend:…") of 25 to
+            3,000 training and validation crystals deals these anew for each network, so that all of them train and all
+            of them choose the weights. Default: only where no split is given, since one of your own may part crystals
+            of different kinds, of which the validation crystals are to tell the errors.
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
         seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is random, as in
@@ -177,7 +180,7 @@ def transfer(
     pool = find_pool(source, sources)
     graphs = needed_graphs(strategy, pool)
     crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress)
-    lesson = _lesson(crystals, chosen, split, config, seeds)
+    lesson = replace(_lesson(crystals, chosen, split, config, seeds), deal=split is None if deal is None else deal)
     choice = SourceChoice(pool, crystals, chosen, lesson.split.train, config.seed, top, progress)
     plan = plan_transfer(lesson, strategy, multipliers, choice)
     if choice.ranked:

@@ -85,7 +85,7 @@ def plan_transfer(
     way = find_way(strategy, convolutions=DEEPEST) if isinstance(strategy, str) else strategy
     if isinstance(way, EnsembleStrategy):
         check_way(way.name)
-        if way.weighted:
+        if way.weighted and lesson.deal:
             lesson = replace(lesson, folds=folds_of(lesson))
         given = {part: multipliers if isinstance(find_way(part, DEEPEST), Strategy) else () for part in way.parts}
         return CommitteePlan(
@@ -94,7 +94,7 @@ def plan_transfer(
     if isinstance(way, FeatureStrategy):
         if multipliers:
             raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
-        for rows in (lesson.split.train, lesson.given):  # it is judged after the one and used after the other
+        for rows in (lesson.split.train, *([lesson.given] if lesson.deal else [])):  # to be judged, and in the end
             check_features(way.regressor, lesson.targets, lesson.labels(rows))
         if way.layers != (DESCRIPTORS,):
             return FeaturesPlan(lesson, way, choice.sources(way))

@@ -87,7 +87,9 @@ def run_fold(crystals: GraphSets, number: int, way: str, sources: dict[str, Mode
     if way == SCRATCH:
         result = fit(crystals, TARGET, split=split, config=config, seeds=NETWORKS)
     else:
-        result = transfer(crystals, sources, way, TARGET, split=split, config=config, seeds=NETWORKS, tell=print)
+        result = transfer(
+            crystals, sources, way, TARGET, split=split, deal=True, config=config, seeds=NETWORKS, tell=print
+        )
     predicted = result.predictions.values[split.test, 0]
     given = np.concatenate([split.train, split.val])
     trained_on, tested = ([first.formulas[row] for row in rows.tolist()] for rows in (given, split.test))

@@ -1,11 +1,12 @@
-"""The whole of the published suite: data, the strategies, `auto` with three sets of sources, and these alone.
+"""The whole of the published suite: data, the strategies, `auto` with several sets of sources, and these alone.
 
     python experiments/published_suite/run.py DATA --out RUNS
 
-Goes on where it was stopped. RUNS/strategies is the study of study.toml: single networks, all on the train rows. The
-others are `auto` and its parts as `tlcgcnn transfer` makes them, with five folds of train and val rows: RUNS/shipped
-with the shipped sources, RUNS/checkpoints with those of DATA beside them, RUNS/energies for the tasks of formation
-energies with the sources of these, which are left out everywhere else.
+Goes on where it was stopped. RUNS/strategies is the study of study.toml: single networks. The others are `auto` and its
+parts, of five networks as `tlcgcnn transfer` makes them: RUNS/shipped with the shipped sources, RUNS/checkpoints with
+those of DATA beside them, RUNS/energies for the tasks of formation energies with the sources of these, which are left
+out everywhere else, and RUNS/dealt as RUNS/shipped, but with train and val rows dealt anew for each network, as
+`tlcgcnn transfer` does where no split is given.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tlcgcnn_jax.strategies import EnsembleStrategy
 from tlcgcnn_jax.study import run_study
 from tlcgcnn_jax.study_config import StudyConfig, read_study, target_name
 
-FOLDS = 5  # networks of `tlcgcnn transfer`
+NETWORKS = 5  # of `tlcgcnn transfer`
 SEEN = ("mp-dielectric",)  # knows test rows
 
 
@@ -32,24 +33,25 @@ def main() -> None:
     prepare.main([str(options.data), "--out", str(runs / "data")])
     plans = {
         "strategies": study,
-        "shipped": recipe(study, "shipped"),
-        "energies": recipe(with_energies(study), "shipped"),
-        "checkpoints": recipe(study, "checkpoints"),
+        "shipped": recipe(study, "shipped", members=NETWORKS),
+        "energies": recipe(with_energies(study), "shipped", members=NETWORKS),
+        "checkpoints": recipe(study, "checkpoints", members=NETWORKS),
+        "dealt": recipe(study, "shipped", folds=NETWORKS),
     }
     for name, plan in plans.items():
         run_study(plan, runs / name, data=runs / "data", progress=True)
     own_property.main([str(runs / "checkpoints"), "--out", str(runs / "own_property.csv")])
 
 
-def recipe(study: StudyConfig, pool: str) -> StudyConfig:
-    """The study cut down to "auto" and its parts, these made as `tlcgcnn transfer` makes them."""
+def recipe(study: StudyConfig, pool: str, **networks: int) -> StudyConfig:
+    """The study cut down to "auto" and its parts, of several networks."""
     auto = study.strategy("auto")
     assert isinstance(auto, EnsembleStrategy)
     baselines, strategies = ([part for part in auto.parts if (part in study.baselines) == is_baseline]
                              for is_baseline in (True, False))  # fmt: skip
     return replace(
-        study, pool=pool, baselines=tuple(baselines), strategies=(*strategies, "auto"), folds=FOLDS,
-        without_scratch=True, title=f"{study.title}: auto, {pool}",
+        study, pool=pool, baselines=tuple(baselines), strategies=(*strategies, "auto"),
+        without_scratch=True, **networks, title=f"{study.title}: auto, {pool}",
     )  # fmt: skip
 
 
