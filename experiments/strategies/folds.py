@@ -1,15 +1,18 @@
-"""What `auto` gains from folds: its parts made again with five folds of the training and validation crystals.
+"""What `auto` gains from five networks in place of one, and from crystals that are dealt anew for each of them.
 
     python experiments/strategies/folds.py STUDY [--size 300] --out experiments/strategies/folds.csv
 
-STUDY is the folder of the finished study of study.toml, in which networks and regressors learnt from the training
-crystals and the validation crystals chose. The test crystals are the same.
+STUDY is the folder of the finished study of study.toml: one network, which learns from the training crystals, and
+regressors that do so too. The parts of `auto` are made again with five networks on the same crystals, and with five
+networks on folds of training and validation crystals, all of which regressors are fitted to in the end. The test
+crystals are the same.
 """
 
 import argparse
 import csv
 import functools
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -18,12 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from tlcgcnn_jax.results import Row, RunPredictions
-from tlcgcnn_jax.strategies import EnsembleStrategy
+from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
 from tlcgcnn_jax.study_desk import Desk
 from tlcgcnn_jax.study_grid import Cell
 from tlcgcnn_jax.study_work import ensemble, runs
 
-FOLDS = 5
+NETWORKS = 5  # of `tlcgcnn transfer`
+ONE, FIVE, DEALT = "one network", "five networks", "five networks, dealt"
+SETTINGS = {FIVE: {"members": NETWORKS}, DEALT: {"folds": NETWORKS}}
+
+Made = list[tuple[Row, RunPredictions]]  # a run for each seed
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     options = parser.parse_args()
     desk = Desk(options.study)
-    desk.study = replace(desk.study, folds=FOLDS)
+    auto = [Part(target, "auto", "all", "transfer") for target in desk.results.targets]
     parts = [part for target in desk.results.targets for part in parts_of_auto(desk, target)]
-    make = functools.partial(made, options.study, options.size)
+    found = {(ONE, part): stored(desk, part, options.size) for part in (*parts, *auto)}
+    wanted = [(way, part) for way in SETTINGS for part in parts if way == DEALT or networks(desk, part)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        found = dict(zip(parts, pool.map(make, parts), strict=True))
-    rows = [compare(desk, part, options.size, some) for part, some in found.items()]
-    for target in desk.results.targets:
-        some = {part: found[part] for part in parts if part.target == target}
-        rows.append(compare(desk, Part(target, "auto", "all", "transfer"), options.size, joined(desk, some)))
+        made = pool.map(functools.partial(make, options.study, options.size), *zip(*wanted, strict=True))
+        found |= dict(zip(wanted, made, strict=True))
+    for way in SETTINGS:
+        for mean in auto:
+            of_target = [found.get((way, part), found[ONE, part]) for part in parts if part.target == mean.target]
+            found[way, mean] = joined(desk, of_target)
+    rows = [told(part, {way: found[way, part] for way in (ONE, *SETTINGS) if (way, part) in found})
+            for part in (*parts, *auto)]  # fmt: skip
     with open(options.out, "w", newline="") as handle:
         writer = csv.DictWriter(handle, tuple(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -66,44 +77,51 @@ def parts_of_auto(desk: Desk, target: str) -> list[Part]:
     return [Part(target, name, source, "transfer" if source else "baseline") for name, _, source in named]
 
 
-def made(study: Path, size: int, part: Part) -> list[tuple[Row, RunPredictions]]:
-    """A part for all seeds, with folds."""
+def networks(desk: Desk, part: Part) -> bool:
+    """Whether a part is one of networks; of regressors there is one in any case."""
+    return part.kind == "transfer" and isinstance(desk.study.strategy(part.strategy), Strategy)
+
+
+def stored(desk: Desk, part: Part, size: int) -> Made:
+    """What the study holds."""
+    rows = desk.results.select(target=part.target, size=size, strategy=part.strategy, source=part.source)
+    return [(row, desk.results.predictions(row.run)) for row in sorted(rows, key=lambda row: row.seed)]
+
+
+def make(study: Path, size: int, way: str, part: Part) -> Made:
+    """A part for all seeds."""
     desk = Desk(study)
-    desk.study = replace(desk.study, folds=FOLDS)
+    desk.study = replace(desk.study, **SETTINGS[way])
     return runs(desk, Cell(part.target, part.source, 0, part.strategy, part.kind, size), range(desk.study.seeds))
 
 
-def joined(desk: Desk, parts: dict[Part, list[tuple[Row, RunPredictions]]]) -> list[tuple[Row, RunPredictions]]:
+def joined(desk: Desk, parts: Sequence[Made]) -> Made:
     """The weighted mean, for all seeds."""
     kept, out = desk.results.predictions, []
-    for seed, of_seed in enumerate(zip(*parts.values(), strict=True)):
+    for seed, of_seed in enumerate(zip(*parts, strict=True)):
         rows = [row for row, _ in of_seed]
-        by_run = {row.run: predictions for row, predictions in of_seed}
-        desk.results.predictions = by_run.__getitem__
+        desk.results.predictions = {row.run: predictions for row, predictions in of_seed}.__getitem__
         cell = Cell(rows[0].target, "all", 0, "auto", "transfer", rows[0].size)
         out.append(ensemble(desk, cell, seed, rows, weighted=True))
     desk.results.predictions = kept
     return out
 
 
-def compare(desk: Desk, part: Part, size: int, found: list[tuple[Row, RunPredictions]]) -> dict[str, object]:
-    """Mean test errors without folds, which the study holds, and with them; on the same crystals."""
-    before = []
-    for row, predictions in found:
-        (old,) = desk.results.select(
-            target=part.target, size=size, seed=row.seed, strategy=part.strategy, source=part.source
-        )  # fmt: skip
-        assert np.array_equal(desk.results.predictions(old.run).test_rows, predictions.test_rows)
-        before.append(old.test_mae)
-    after = [row.test_mae for row, _ in found]
-    change = 100 * (np.mean(after) / np.mean(before) - 1)
-    told = {
-        "target": part.target, "size": size, "strategy": part.strategy, "source": part.source, "seeds": len(found),
-        "mae": f"{np.mean(before):.5g}", "mae_folds": f"{np.mean(after):.5g}", "change_percent": f"{change:.1f}",
-        "seeds_better": sum(new < old for new, old in zip(after, before, strict=True)),
+def told(part: Part, found: dict[str, Made]) -> dict[str, object]:
+    """Mean test errors of each way to make a part, and how many seeds have a smaller one dealt than not."""
+    first = [predictions.test_rows for _, predictions in found[ONE]]
+    for made in found.values():
+        assert all(np.array_equal(one.test_rows, rows) for (_, one), rows in zip(made, first, strict=True))
+    errors = {way: [row.test_mae for row, _ in made] for way, made in found.items()}
+    before = errors.get(FIVE, errors[ONE])
+    row = {
+        "target": part.target, "size": found[ONE][0][0].size, "strategy": part.strategy, "source": part.source,
+        "seeds": len(first), **{way: f"{np.mean(errors.get(way, errors[ONE])):.5g}" for way in (ONE, *SETTINGS)},
+        "dealt_change_percent": f"{100 * (np.mean(errors[DEALT]) / np.mean(before) - 1):.1f}",
+        "seeds_better": sum(new < old for new, old in zip(errors[DEALT], before, strict=True)),
     }  # fmt: skip
-    print(json.dumps(told), flush=True)
-    return told
+    print(json.dumps(row), flush=True)
+    return row
 
 
 if __name__ == "__main__":
