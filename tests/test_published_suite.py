@@ -89,6 +89,7 @@ FACTORS = {"scratch": 1.1, "auto": 0.7}  # of the published CGCNN
 def made_up(folder: Path, tasks: dict[str, float], factors: dict[str, float], zoo: str) -> None:
     """Results of a study: test MAEs that are known parts of the CGCNN's, in five splits that differ by 1 %."""
     (folder / zoo).mkdir(parents=True)
+    (folder / zoo / "comparisons.csv").touch()  # as a finished study has
     with open(folder / zoo / "results.csv", "w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(("target", "source", "strategy", "size", "seed", "val_mae", "test_mae", "test_median_ae"))
@@ -107,7 +108,10 @@ def test_means_and_bars(tmp_path, monkeypatch):
     made_up(tmp_path, {"a": 0.2}, {"auto": 0.3}, "energies")
     with open(tmp_path / "own_property.csv", "w") as handle:
         handle.write("target,source,strategy,size,seed,val_mae,test_mae,test_median_ae\na,x,keep_head,9,0,1,0.3,0.2\n")
+    made_up(tmp_path, {"a": 0.2}, {"auto": 0.1}, "dealt")
+    (tmp_path / "dealt" / "comparisons.csv").unlink()  # not finished yet
     means = table.summarise(table.read_runs(tmp_path))
+    assert {way[0] for _, way in means} == {*table.PLACES} - {table.DEALT}
     auto = means["b", table.AUTO]
     assert (auto.mae, auto.median, auto.size, auto.splits) == (pytest.approx(2.8), pytest.approx(1.4), 100, 5)
     assert auto.mae_std == pytest.approx(2.8 * 0.01 * 2.5**0.5)  # of -2, -1, 0, 1, 2 per cent

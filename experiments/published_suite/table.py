@@ -86,10 +86,11 @@ def read_published(path: Path) -> Published:
 
 
 def read_runs(folder: Path) -> list[dict[str, str]]:
-    """The rows of all studies and of own_property.py, as far as they are there."""
+    """The rows of all finished studies, and of own_property.py if it was run."""
     runs: list[dict[str, str]] = []
     for sources, place in PLACES.items():
-        if (folder / place).is_file():
+        finished = sources == OWN or (folder / place).with_name("comparisons.csv").is_file()
+        if finished and (folder / place).is_file():
             with open(folder / place, newline="") as handle:
                 runs += [{"sources": sources, **row} for row in csv.DictReader(handle)]
     return runs
