@@ -119,8 +119,9 @@ def test_means_and_bars(tmp_path, monkeypatch):
     lines = table.bars(means, PUBLISHED).splitlines()
     assert lines[0] == "- scratch is no worse than CGCNN on 0 of 2 tasks (bar: 9); not on a, b"
     assert "auto` with shipped sources is no worse than MoE-(18) on 2 of 2" in lines[1]
-    assert "JMP-FT on 0 of 2" in lines[2] and "MoMa (Full) on 1 of 1 tasks" in lines[-2]
-    assert lines[-1].endswith("`auto` comes to a 0.0600 ± 0.0009")
+    assert "JMP-FT on 0 of 2" in lines[2] and "MoMa (Full) on 1 of 1 tasks" in lines[-1]
+    assert "energies too is no worse than MoE-(18) on 2 of 2" in lines[4]  # of b without energies
+    assert len(lines) == 1 + 3 * 3
 
 
 def test_all_is_written(shared_data, tmp_path, monkeypatch):
