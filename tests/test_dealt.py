@@ -17,6 +17,7 @@ from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.predictions import Predictions, joined
+from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.splits import Split, deal
 from tlcgcnn_jax.ways import folds_of
 from tlcgcnn_jax.zoo import load_model
@@ -125,6 +126,7 @@ def test_the_dealt_regressor_has_learnt_from_all(dealt):
     assert {formula(record.structure.atomic_numbers) for record in records(38)} <= set(result.model.formulas)
     again = predict(load_model(result.folder), records(44))
     np.testing.assert_array_equal(again.values, result.predictions.values)
+    assert "were dealt 3 times" in run_report(result.folder).read_text()
 
 
 def test_a_dealt_network_has_not_learnt_from_the_crystals_that_it_validates(dealt):

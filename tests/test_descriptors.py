@@ -1,6 +1,7 @@
 """Descriptors are the numbers of the handbooks, and do not depend on how a crystal is written down."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -152,13 +153,14 @@ def test_real_crystals(shared_data) -> None:
     assert len(values) > 900 and np.isfinite(values).all()
 
 
+def test_matminer_is_asked_for_where_it_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matminer.featurizers.composition", None)
+    with pytest.raises(InputError, match=r"pip install 'tlcgcnn_jax\[matminer\]'"):
+        descriptors(DATASET, matminer=True)
+
+
 def test_matminer() -> None:
-    try:
-        import matminer  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match=r"pip install 'tlcgcnn_jax\[matminer\]'"):
-            descriptors(DATASET, matminer=True)
-        return
+    pytest.importorskip("matminer", reason="needs matminer, the extra 'matminer'")
     features = matminer_features(DATASET)
     assert features.values.shape == (120, 132) and np.isfinite(features.values).all()
     assert value(features, DATASET.ids.index("rocksalt-NaCl"), "MagpieData mean Number") == 14

@@ -114,6 +114,9 @@ def _about(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
         mean = "weighted mean" if config.get("weights") else "mean"
         what = f"The {mean} of {inner}" if kind == COMMITTEE else f"The regressor {config['regressor']} on {inner}"
         yield what + crystals
+        if folds := settings.get("folds"):
+            text = f"Training and validation crystals were dealt {folds} times, each network stopping by another part; "
+            yield text + '"val" holds the errors on all of them, each made when it was held out.'
         return
     members, sizes, graph = config.get("members", 1), config.get("model", {}), config.get("graph", {})
     text = "One network" if members == 1 else f"An ensemble of {members} networks"

@@ -150,11 +150,11 @@ def draw_choice(
         right.set_xlim(0, max(100 * weights.max() * 1.25, 1))
         right.set_xlabel("weight (%)")
     caption = (
-        "What the validation crystals chose from; the test crystals had no say. The line is a little too good: the "
-        "same crystals chose the weights."
+        "What crystals that were held out chose from; the test crystals had no say. The line is a little too good: "
+        "the same crystals chose the weights."
     )
     if len(set(weights)) == 1:
-        caption = "Too few validation crystals to choose by: all parts have the same weight."
+        caption = "Too few crystals were held out to choose by: all parts have the same weight."
     return Picture(path, f"Validation error and weight of {len(names)} strategies.", caption)
 
 

@@ -309,9 +309,8 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
                 continue
             parts = [_part(results, cell, seed, part) for part in way.parts]
             if all(parts):
-                desk.results = results
-                found = [part for part in parts if part]
                 try:
+                    found = [(part, results.predictions(part.run)) for part in parts if part]
                     results.add(*ensemble(desk, cell, seed, found, way.weighted))
                 except InputError as error:  # the other runs are worth a report all the same
                     logger.warning("%s, seed %d is left out: %s", cell.strategy, seed, error)

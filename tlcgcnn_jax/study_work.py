@@ -218,9 +218,11 @@ def _trained(
     return out
 
 
-def ensemble(desk: Desk, cell: Cell, seed: int, runs: Sequence[Row], weighted: bool) -> tuple[Row, RunPredictions]:
+def ensemble(
+    desk: Desk, cell: Cell, seed: int, runs: Sequence[tuple[Row, RunPredictions]], weighted: bool
+) -> tuple[Row, RunPredictions]:
     """The mean of several finished runs on the same crystals, weighted by their validation crystals or not."""
-    parts = [desk.results.predictions(run.run) for run in runs]
+    rows, parts = zip(*runs, strict=True)
     first, weights = parts[0], np.full(len(parts), 1 / len(parts))
     test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
     val_mean = val.mean(0)
@@ -233,9 +235,9 @@ def ensemble(desk: Desk, cell: Cell, seed: int, runs: Sequence[Row], weighted: b
         first, test=weighted_mean(test, weights), test_std=weighted_std(test, weights),
         val=val_mean, val_std=weighted_std(val, weights),
     )  # fmt: skip
-    overlaps = [run.overlap for run in runs if run.kind == "transfer"]
-    row, predictions = _row(desk, cell, seed, combined, {}, updates=sum(run.updates for run in runs), epochs=0)
-    seconds = sum(run.seconds for run in runs)
+    overlaps = [part.overlap for part in rows if part.kind == "transfer"]
+    row, predictions = _row(desk, cell, seed, combined, {}, updates=sum(part.updates for part in rows), epochs=0)
+    seconds = sum(part.seconds for part in rows)
     return replace(row, seconds=seconds, overlap=max(overlaps, default=float("nan"))), predictions
 
 

@@ -97,14 +97,9 @@ def make(study: Path, size: int, way: str, part: Part) -> Made:
 
 def joined(desk: Desk, parts: Sequence[Made]) -> Made:
     """The weighted mean, for all seeds."""
-    kept, out = desk.results.predictions, []
-    for seed, of_seed in enumerate(zip(*parts, strict=True)):
-        rows = [row for row, _ in of_seed]
-        desk.results.predictions = {row.run: predictions for row, predictions in of_seed}.__getitem__
-        cell = Cell(rows[0].target, "all", 0, "auto", "transfer", rows[0].size)
-        out.append(ensemble(desk, cell, seed, rows, weighted=True))
-    desk.results.predictions = kept
-    return out
+    first = parts[0][0][0]
+    cell = Cell(first.target, "all", 0, "auto", "transfer", first.size)
+    return [ensemble(desk, cell, seed, found, weighted=True) for seed, found in enumerate(zip(*parts, strict=True))]
 
 
 def told(part: Part, found: dict[str, Made]) -> dict[str, object]:
