@@ -130,3 +130,19 @@ def test_matbench_results(tmp_path):
     assert set(task["results"]) == {"fold_0", "fold_1"}
     assert all(set(fold) == {"data", "parameters", "scores"} for fold in task["results"].values())
     assert [float(row["mae"]) for row in rows_of(tmp_path / "results.csv")] == [0.1, 0.2]
+
+
+def test_the_readme_tells_what_the_demonstration_gave():
+    """Its table is that of the demo.json beside the picture."""
+    told = (EXPERIMENTS.parent / "README.md").read_text(encoding="utf-8")
+    rows = json.loads((EXPERIMENTS / "demo" / "demo.json").read_text())["rows"]
+    for scratch, full in zip(rows[::2], rows[1::2], strict=True):
+        means = [float(f"{np.mean(row['mae']):.3g}") for row in (scratch, full)]
+        spreads = [f"{np.std(row['mae'], ddof=1):.{3 if mean < 1 else 1}f}" for row, mean in
+                   zip((scratch, full), means, strict=True)]  # fmt: skip
+        cells = [f"{mean:g} ± {spread}" for mean, spread in zip(means, spreads, strict=True)]
+        (line,) = [one for one in told.splitlines() if one.startswith(f"| {full['target'].lower()} ({full['unit']})")]
+        found = [cell.strip(" *") for cell in line.split("|")[2:5]]
+        low, high = (f"{full[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain_high"))
+        gain = f"{full['gain_percent']:.0f} % ({low} to {high})".replace("-", "−")
+        assert found == [*cells, gain]

@@ -173,7 +173,7 @@ def parity(
         lines += [f"{len(x):,} crystal{'s' if len(x) > 1 else ''}"]
         axes.text(0.03, 0.97, plain("\n".join(lines)), transform=axes.transAxes, va="top", zorder=6)
         if std is not None and not crowded:
-            note = "bars: standard deviation\nbetween the networks"
+            note = "bars: standard deviation\nof the prediction"
             place = {"transform": axes.transAxes, "va": "bottom", "ha": "right"}
             axes.text(0.97, 0.03, note, **place, color="#555555", fontsize=8.5)
     return Path(path)
