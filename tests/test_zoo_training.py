@@ -21,6 +21,7 @@ from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.config import TrainConfig
 from tlcgcnn_jax.elements import symbols
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.losses import normalise
 from tlcgcnn_jax.run import Result, fit
 from tlcgcnn_jax.splits import Split
@@ -218,6 +219,35 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
     assert {"learning_curve.png", "parity.png"} <= {p.name for p in (tmp_path / "shipped").rglob("*.png")}
     assert f"{result.metrics['test']['mae']:.4f} eV" in zoo.table.table(tmp_path / "shipped")
     assert zoo.train.load_start(name, tmp_path / "runs").formulas == model.formulas
+
+
+def test_rounds_of_a_source_make_an_ensemble(zoo, tmp_path, monkeypatch, quick_compilation):
+    """Each round starts where the one before ended, the head included; the last round comes first."""
+    monkeypatch.setattr(zoo.train, "split_by_formula", lambda formulas: toy.SPLIT)
+    toy.source().save(tmp_path / "start")
+    source = zoo.sources.Source(
+        "x", (), (toy.ENERGY,), replace(toy.CONFIG, epochs=2), "", "", "", start="start", restarts=2
+    )
+    packed = zoo.sources.Packed(toy.dataset(), {"kept": toy.N, "read": toy.N, "held out": 0})
+    result = zoo.train.train(source, packed, tmp_path / "x")
+    rounds = [load_bundle(tmp_path / f"x-round-{number}") for number in range(3)]
+    assert [one.notes["strategy"] for one in rounds] == ["full", "go_on", "go_on"]
+    for network, one in zip(result.model.members, reversed(rounds), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, network, one.members[0])
+    each = np.stack([predict(one, toy.dataset()).mean for one in rounds])
+    np.testing.assert_allclose(result.predictions.mean, each.mean(0), rtol=1e-5)
+    assert [row["epoch"] for row in result.history] == list(range(1, 7)) and result.model.calibration
+    # An epoch at rate zero: what a round starts from.
+    still = replace(source, training=replace(source.training, epochs=1, learning_rate=1e-30, weight_decay=0.0))
+    zoo.train.train(still, packed, tmp_path / "y")
+    first, second = (load_bundle(tmp_path / f"y-round-{number}").members[0]["params"] for number in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    with pytest.raises(InputError, match="is not empty"):
+        zoo.train.train(source, packed, tmp_path / "x")
+    again = zoo.train.train(source, packed, tmp_path / "x", resume=True)
+    np.testing.assert_array_equal(again.predictions.mean, result.predictions.mean)
+    with pytest.raises(InputError, match="restarts need a start"):
+        replace(source, start="")
 
 
 def test_a_start_that_has_seen_test_formulas_is_refused(zoo, tmp_path):

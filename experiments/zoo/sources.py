@@ -45,6 +45,8 @@ class Source:
         licence: Of the data.
         attribution: Whom to cite for them.
         start: Source model that all weights but the head start from; "" for fresh ones.
+        restarts: So often all of it is trained further in the end, with the rate's schedule anew. The networks of all
+            these rounds, the last one first, are the ensemble that is shipped.
         held_out: Which formulas no crystal may have, a key of `HELD_OUT`.
     """
 
@@ -56,11 +58,14 @@ class Source:
     licence: str
     attribution: str
     start: str = ""
+    restarts: int = 0
     held_out: str = "all"
 
     def __post_init__(self) -> None:
         if self.held_out not in HELD_OUT:
             raise InputError(f"{self.name}: held_out is {self.held_out!r}: use one of {', '.join(HELD_OUT)}")
+        if self.restarts and not self.start:
+            raise InputError(f"{self.name}: restarts need a start")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 
 DATA is the folder of the data sets. Their crystals are packed once, beside the run (in packed/NAME);
 with --pack-only nothing else is done. On a machine that has the packed datasets alone DATA is the folder `packed`.
-A source that starts from another one takes it from beside the run, or from those shipped. A killed run goes on with
---resume.
+A source that starts from another one takes it from beside the run, or from those shipped; rounds of a source with
+restarts lie beside the run, too. A killed run goes on with --resume.
 """
 
 import argparse
@@ -22,11 +22,17 @@ from sources import HELD_OUT, Packed, Source, in_sample, pack, read_sources, spl
 
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target, to_dict
+from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.model_folder import CARD
+from tlcgcnn_jax.optim import ALL
+from tlcgcnn_jax.plots import learning_curve
 from tlcgcnn_jax.run import Result, fit, transfer
+from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.zoo import load_source
 
+GO_ON = Strategy("go_on", "all weights, those of the head too, are trained further", (), ALL)
+AS_THEY_ARE = Strategy("as_they_are", "networks that are trained already, together", (), (("*", 0.0),))
 PICTURES = ("learning_curve*.png", "parity*.png", "confusion*.png", "roc*.png")
 
 
@@ -76,7 +82,31 @@ def train(source: Source, packed: Packed, out: Path, resume: bool = False) -> Re
     if not source.start:
         return fit(dataset, source.targets, **common)
     start = load_start(source.start, out.parent)
-    return transfer(dataset, {source.start: start}, "full", source.targets, seeds=1, tell=print, **common)
+    from_start = {**common, "seeds": 1, "tell": print}
+    if not source.restarts:
+        return transfer(dataset, {source.start: start}, "full", source.targets, **from_start)
+    rounds: list[Result] = []
+    for number in range(source.restarts + 1):
+        again = {
+            **from_start, "out": out.with_name(f"{out.name}-round-{number}"),
+            "config": replace(source.training, seed=source.training.seed + number),
+        }  # fmt: skip
+        before = rounds[-1].model if rounds else start
+        name, strategy = (source.name, GO_ON) if rounds else (source.start, "full")
+        rounds.append(transfer(dataset, {name: before}, strategy, source.targets, **again))
+        print(f"round {number}: {test_metrics(rounds[-1].metrics, source.targets[0].name)}", flush=True)
+    return together(source, dataset, rounds, common)
+
+
+def together(source: Source, dataset: CrystalDataset, rounds: Sequence[Result], common: dict[str, Any]) -> Result:
+    """The networks of several rounds as one ensemble, the last one first, with one learning curve."""
+    networks = [network for one in reversed(rounds) for network in one.model.members]
+    ensemble = replace(rounds[-1].model, members=tuple(networks))
+    result = transfer(dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, seeds=len(networks))
+    epochs = source.training.epochs
+    history = [{**row, "epoch": row["epoch"] + i * epochs} for i, one in enumerate(rounds) for row in one.history]
+    learning_curve(history, common["out"] / "learning_curve.png")
+    return replace(result, history=history)
 
 
 def load_start(name: str, folder: Path) -> Model:
@@ -109,6 +139,7 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
         "split": "rows at random, 80/10/10, seed 0" if len(set(formulas)) == 1 else by,
         "crystals trained on": len(result.split.train),
         "start": f"{source.start}, all of it trained further" if source.start else "fresh weights",
+        **({"rounds": f"{source.restarts + 1} in turn, each from the last weights"} if source.restarts else {}),
         "settings": ", ".join(f"{name} {value}" for name, value in to_dict(source.training).items()),
         **{f"test of {t.name}": in_words(test_metrics(result.metrics, t.name), t) for t in source.targets},
         "made by": f"experiments/zoo/train.py {source.name}",
