@@ -69,12 +69,12 @@ def test_prepared_as_published(shared_data, tmp_path, monkeypatch):
                 assert [values[id_] for id_ in split[part]] == [original[row]["target"] for row in rows]
 
 
-def test_auto_is_run_with_its_parts_and_folds(monkeypatch):
+def test_auto_is_run_with_its_parts_and_networks(monkeypatch):
     run = script("run", monkeypatch)
-    more = run.recipe(STUDY, "checkpoints", folds=run.NETWORKS)
+    more = run.recipe(STUDY, "checkpoints")
     assert more.strategies == ("full@auto", "features:svr@all", "hybrid:svr@all", "auto") and more.without_scratch
     assert more.baselines == ("svr", "gp") and more.pool == "checkpoints"
-    assert more.folds == inspect.signature(transfer).parameters["seeds"].default
+    assert more.members == inspect.signature(transfer).parameters["seeds"].default
     assert (more.targets, more.learning_rates, more.epochs) == (STUDY.targets, STUDY.learning_rates, STUDY.epochs)
     energies = run.with_energies(STUDY).targets
     assert [target_name(target) for target in energies] == ["expt_eform", "jarvis_2d_eform"]
@@ -108,10 +108,8 @@ def test_means_and_bars(tmp_path, monkeypatch):
     made_up(tmp_path, {"a": 0.2}, {"auto": 0.3}, "energies")
     with open(tmp_path / "own_property.csv", "w") as handle:
         handle.write("target,source,strategy,size,seed,val_mae,test_mae,test_median_ae\na,x,keep_head,9,0,1,0.3,0.2\n")
-    made_up(tmp_path, {"a": 0.2}, {"auto": 0.1}, "dealt")
-    (tmp_path / "dealt" / "comparisons.csv").unlink()  # not finished yet
     means = table.summarise(table.read_runs(tmp_path))
-    assert {way[0] for _, way in means} == {*table.PLACES} - {table.DEALT}
+    assert {way[0] for _, way in means} == {*table.PLACES}
     auto = means["b", table.AUTO]
     assert (auto.mae, auto.median, auto.size, auto.splits) == (pytest.approx(2.8), pytest.approx(1.4), 100, 5)
     assert auto.mae_std == pytest.approx(2.8 * 0.01 * 2.5**0.5)  # of -2, -1, 0, 1, 2 per cent
@@ -122,6 +120,8 @@ def test_means_and_bars(tmp_path, monkeypatch):
     assert "JMP-FT on 0 of 2" in lines[2] and "MoMa (Full) on 1 of 1 tasks" in lines[-1]
     assert "energies too is no worse than MoE-(18) on 2 of 2" in lines[4]  # of b without energies
     assert len(lines) == 1 + 3 * 3
+    (tmp_path / "energies" / "comparisons.csv").unlink()  # as in a study that is not finished
+    assert table.ENERGIES not in {row["sources"] for row in table.read_runs(tmp_path)}
 
 
 def test_all_is_written(shared_data, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ but for a scale and a shift (`keep_head`) that are fitted to the training rows o
 import argparse
 import csv
 import io
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from tlcgcnn_jax.files import write_whole
@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    desk = Desk(options.study)
-    desk.study = replace(desk.study, folds=0)
-    writer.writerows(asdict(row) for row in own_property(desk))
+    writer.writerows(asdict(row) for row in own_property(Desk(options.study)))
     write_whole(options.out, text.getvalue().encode())
 
 

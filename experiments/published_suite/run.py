@@ -4,9 +4,8 @@
 
 Goes on where it was stopped. RUNS/strategies is the study of study.toml: single networks. The others are `auto` and its
 parts, of five networks as `tlcgcnn transfer` makes them: RUNS/shipped with the shipped sources, RUNS/checkpoints with
-those of DATA beside them, RUNS/energies for the tasks of formation energies with the sources of these, which are left
-out everywhere else, and RUNS/dealt as RUNS/shipped, but with train and val rows dealt anew for each network, as
-`tlcgcnn transfer` does where no split is given.
+those of DATA beside them, and RUNS/energies for the tasks of formation energies with the sources of these, which are
+left out everywhere else.
 """
 
 import argparse
@@ -33,17 +32,16 @@ def main() -> None:
     prepare.main([str(options.data), "--out", str(runs / "data")])
     plans = {
         "strategies": study,
-        "shipped": recipe(study, "shipped", members=NETWORKS),
-        "energies": recipe(with_energies(study), "shipped", members=NETWORKS),
-        "checkpoints": recipe(study, "checkpoints", members=NETWORKS),
-        "dealt": recipe(study, "shipped", folds=NETWORKS),
+        "shipped": recipe(study, "shipped"),
+        "energies": recipe(with_energies(study), "shipped"),
+        "checkpoints": recipe(study, "checkpoints"),
     }
     for name, plan in plans.items():
         run_study(plan, runs / name, data=runs / "data", progress=True)
     own_property.main([str(runs / "checkpoints"), "--out", str(runs / "own_property.csv")])
 
 
-def recipe(study: StudyConfig, pool: str, **networks: int) -> StudyConfig:
+def recipe(study: StudyConfig, pool: str) -> StudyConfig:
     """The study cut down to "auto" and its parts, of several networks."""
     auto = study.strategy("auto")
     assert isinstance(auto, EnsembleStrategy)
@@ -51,7 +49,7 @@ def recipe(study: StudyConfig, pool: str, **networks: int) -> StudyConfig:
                              for is_baseline in (True, False))  # fmt: skip
     return replace(
         study, pool=pool, baselines=tuple(baselines), strategies=(*strategies, "auto"),
-        without_scratch=True, **networks, title=f"{study.title}: auto, {pool}",
+        without_scratch=True, members=NETWORKS, title=f"{study.title}: auto, {pool}",
     )  # fmt: skip
 
 

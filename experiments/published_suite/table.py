@@ -21,11 +21,11 @@ from tlcgcnn_jax.files import write_whole
 from tlcgcnn_jax.study_config import StudyTarget, read_study, target_name
 
 HERE = Path(__file__).parent
-# Where the sources come from; "dealt": val rows are learnt from as well.
-STRATEGIES, DEALT = "shipped, one network", "shipped, dealt"
-SHIPPED, ENERGIES, MORE, OWN = "shipped", "energies too", "checkpoints too", "own property"
+# Where the sources come from.
+STRATEGIES, SHIPPED, ENERGIES = "shipped, one network", "shipped", "energies too"
+MORE, OWN = "checkpoints too", "own property"
 PLACES = {STRATEGIES: "strategies/results.csv", SHIPPED: "shipped/results.csv", ENERGIES: "energies/results.csv",
-          MORE: "checkpoints/results.csv", DEALT: "dealt/results.csv", OWN: "own_property.csv"}  # fmt: skip
+          MORE: "checkpoints/results.csv", OWN: "own_property.csv"}  # fmt: skip
 PUBLISHED = ("CGCNN", "MoE-(18)", "JMP-FT", "MoMa (Full)")
 RUN_FIELDS = ("target", "source", "strategy", "kind", "size", "seed", "learning_rate", "epochs", "updates", "val_mae",
               "test_mae", "test_median_ae", "test_n", "overlap", "seconds", "machine")  # fmt: skip
@@ -161,7 +161,7 @@ def all_ways(targets: Mapping[str, StudyTarget], means: Means, published: Publis
         lines = [f"| {what} | sources | {' | '.join(targets)} |", f"|---|---|{'--:|' * len(targets)}"]
         for way in ways:
             if way not in plain:
-                origin = way[0] if way[1] else way[0].removeprefix("shipped, ") if way[0] == DEALT else ""
+                origin = way[0] if way[1] else ""
                 name = f"{way[2]}@{way[1]}" if way[1] and way[2] != "auto" else way[2]
                 cells = (told(means, task, way, statistic) for task in targets)
                 lines.append(f"| `{name}` | {origin} | {' | '.join(cells)} |")
