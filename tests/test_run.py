@@ -269,10 +269,17 @@ def test_auto_takes_regressors_and_networks():
     assert weights["full"] < max(weights.values()) and sum(weights.values()) == pytest.approx(1)
 
 
-def test_auto_cannot_learn_classes():
-    from_labels = [replace(record, targets={K: float(i % 2)}) for i, record in enumerate(records())]
-    with pytest.raises(InputError, match="predicts values, not classes"):
-        transfer(from_labels, source(), "auto", Target(K, kind="classification"), config=ONE_EPOCH)
+def test_auto_of_classes_is_the_best_source_fine_tuned():
+    """Regressors, which are the other parts of it, learn none."""
+    labels = [replace(record, targets={K: float(i % 2)}) for i, record in enumerate(records())]
+    told, settings = [], {"config": ONE_EPOCH, "seeds": 1}
+    sources = {"one": source(), "other": source()}
+    result, full = (
+        transfer(labels, sources, way, Target(K, kind="classification"), **settings, tell=told.append)
+        for way in ("auto", "full")
+    )
+    assert "best first" in told[0] and result.model.notes["strategy"] == "full"
+    np.testing.assert_array_equal(result.predictions.values, full.predictions.values)
 
 
 def test_the_best_of_the_sources_that_there_are(tmp_path):

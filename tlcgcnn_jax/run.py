@@ -143,7 +143,7 @@ def transfer(
         strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
             "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for these alone;
             "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation crystals weight;
-            "auto" for the blend of `strategies.AUTO_PARTS`; or a strategy of your own.
+            "auto" for the blend of `strategies.AUTO_PARTS`, or "full" where there are classes to learn; or a strategy of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.

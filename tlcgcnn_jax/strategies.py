@@ -130,6 +130,7 @@ class EnsembleStrategy:
 
 # What "auto" chooses from: fine-tuning, all sources' features, and descriptors alone in case no source helps.
 AUTO_PARTS = ("full", "features:svr", "hybrid:svr", "descriptors:svr", "descriptors:gp")
+AUTO_OF_CLASSES = "full"  # regressors do not learn classes
 
 
 HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))

@@ -17,7 +17,15 @@ from tlcgcnn_jax.plans import CommitteePlan, FeaturesPlan, Lesson, NetworksPlan,
 from tlcgcnn_jax.regressors import REGRESSORS
 from tlcgcnn_jax.source_choice import SourceChoice, SourcePool
 from tlcgcnn_jax.splits import Split, deal
-from tlcgcnn_jax.strategies import EnsembleStrategy, FeatureStrategy, Strategy, find_strategy, find_way
+from tlcgcnn_jax.strategies import (
+    AUTO,
+    AUTO_OF_CLASSES,
+    EnsembleStrategy,
+    FeatureStrategy,
+    Strategy,
+    find_strategy,
+    find_way,
+)
 
 DEVICE_BYTES = 2**30  # packed crystals beyond this size are streamed to the device, network by network
 DEEPEST = 99  # convolutions, before the sources are known
@@ -84,6 +92,8 @@ def plan_transfer(
     """
     way = find_way(strategy, convolutions=DEEPEST) if isinstance(strategy, str) else strategy
     if isinstance(way, EnsembleStrategy):
+        if way.name == AUTO and any(target.kind == "classification" for target in lesson.targets):
+            return plan_transfer(lesson, AUTO_OF_CLASSES, multipliers, choice)
         check_way(way.name)
         if way.weighted and lesson.deal:
             lesson = replace(lesson, folds=folds_of(lesson))
