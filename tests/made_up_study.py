@@ -162,15 +162,14 @@ def _predictions(
     prediction = 10 ** (np.log10(table.values) + error) if own.log10 else table.values + error
     std = std * np.log(10) * prediction if own.log10 else std
     std = std if way.has_std else np.full(len(std), np.nan)
-    novelty = difficulty / np.quantile(difficulty, 0.9) if way.source else np.full(len(std), np.nan)
-    return RunPredictions(test, prediction[test], std[test], val, prediction[val], std[val], novelty[test])
+    return RunPredictions(test, prediction[test], std[test], val, prediction[val], std[val])
 
 
 def _constant(values: np.ndarray, test: np.ndarray, val: np.ndarray, seed: int) -> RunPredictions:
     """What predicting the mean of the training crystals gives."""
     mean = values.mean() + 0.05 * values.std() * np.random.default_rng([seed, 4]).normal()
     guess, nothing = (lambda rows: np.full(len(rows), mean)), (lambda rows: np.full(len(rows), np.nan))
-    return RunPredictions(test, guess(test), nothing(test), val, guess(val), nothing(val), nothing(test))
+    return RunPredictions(test, guess(test), nothing(test), val, guess(val), nothing(val))
 
 
 def _row(target: str, way: Way, size: int, seed: int, values: np.ndarray, made: RunPredictions) -> Row:

@@ -66,7 +66,7 @@ def test_a_model_is_renewed(folder):
 
 def knowing() -> Model:
     """With all that a model may know of the crystals it was trained and validated on."""
-    bars = (ErrorBar(0.9, 1.25, True, 40, 2.0),)
+    bars = (ErrorBar(0.9, 1.25, True, 40, 0.02),)
     seen = fit_novelty(np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32))
     return replace(model(), formulas=("ClNa", "Si"), calibration=bars, novelty=seen)
 

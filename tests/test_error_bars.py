@@ -22,7 +22,7 @@ def test_the_interval_of_new_crystals_holds_nine_in_ten():
     low, high = intervals((bar,), [K], column(values[2000:]), column(std[2000:]))
     assert np.mean((low[:, 0] <= 0) & (high[:, 0] >= 0)) == pytest.approx(0.9, abs=0.02)
     assert bar.normalised and bar.n == 2000
-    np.testing.assert_allclose((high - low)[:, 0] / std[2000:], 2 * bar.quantile)
+    np.testing.assert_allclose((high - low)[:, 0], 2 * bar.quantile * np.maximum(std[2000:], bar.floor))
 
 
 def test_a_logarithm_has_intervals_by_a_factor():
@@ -35,9 +35,21 @@ def test_a_logarithm_has_intervals_by_a_factor():
 
 def test_standard_deviations_that_are_zero_are_not_divided_by():
     truth, values, std = np.zeros(20), np.linspace(-1, 1, 20), np.ones(20)
-    std[3] = 0
+    std[:3] = 0
     (bar,) = fit_error_bars([K], column(truth), column(values), column(std))
-    assert not bar.normalised and bar.std_factor is None and bar.quantile == pytest.approx(1)
+    assert not bar.normalised and bar.floor == 0 and bar.quantile == pytest.approx(1)
+
+
+def test_networks_that_agree_by_chance_are_not_certain():
+    """As those whose outputs all lie beyond the training labels, and are bounded by these."""
+    truth, values, std = np.zeros(20), np.linspace(-1, 1, 20), np.linspace(0.0, 1.9, 20)
+    (bar,) = fit_error_bars([K], column(truth), column(values), column(std))
+    assert bar.normalised and bar.floor == pytest.approx(0.19)
+    low, high = intervals((bar,), [K], column([5.0, 5.0, 5.0]), column([0.0, 0.19, 0.38]))
+    widths = (high - low)[:, 0]
+    assert widths[0] == widths[1] == pytest.approx(2 * 0.19 * bar.quantile) and widths[2] == pytest.approx(
+        2 * widths[1]
+    )
 
 
 @pytest.mark.parametrize("n, enough", [(8, False), (9, True)])
@@ -59,13 +71,6 @@ def test_each_target_has_its_own_and_classes_have_none():
     np.testing.assert_allclose(high[0], [1, NAN, 6])
     assert fit_error_bars([K], column([NAN]), column([1.0]), None) == (None,)
     assert intervals((), [K], column([1.0]), None) is None
-
-
-def test_the_std_factor_makes_standard_deviations_those_of_the_errors():
-    rng = np.random.default_rng(1)
-    std = rng.uniform(1, 2, 5000)
-    (bar,) = fit_error_bars([K], column(np.zeros(5000)), column(3 * std * rng.normal(size=5000)), column(std))
-    assert bar.std_factor == pytest.approx(3, rel=0.05)
 
 
 def test_an_interval_beyond_float_is_written_as_infinite():

@@ -227,6 +227,17 @@ def test_extractor_and_head_belong_together(name):
         assert score(outputs, labels, (toy.ENERGY,)) == pytest.approx(min(scores), rel=1e-4)
 
 
+def test_the_last_phase_is_kept_on_request():
+    """Also where an earlier one has a better score."""
+    config = dataclasses.replace(CONFIG, keep="last")
+    jobs = [dataclasses.replace(job, learning_rate=3.0) for job in JOBS]  # so that the first phase has
+    found, best = (tuned(strategy("head_then_full"), jobs, config=one) for one in (config, CONFIG))
+    assert any(one.best_epoch < len(one.history) for one in best)
+    for one in found:
+        assert one.best_epoch == len(one.history)
+        jax.tree.map(np.testing.assert_array_equal, one.variables, one.last)
+
+
 def bits(found: Trained) -> list[bytes]:
     leaves = [*jax.tree.leaves(found.variables), *jax.tree.leaves(found.last), *found.normaliser]
     return [np.asarray(leaf).tobytes() for leaf in leaves] + [repr(found.history).encode()]

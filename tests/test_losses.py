@@ -88,6 +88,13 @@ def test_logarithms_stay_within_the_training_labels():
     assert unknown[0, 1] > 1e40
 
 
+def test_an_output_that_is_no_number_stays_none():
+    """So that it is not taken for the largest label."""
+    target = Target("k", transform="log10")
+    assert np.isnan(losses.bounded(np.array([np.nan]), target, 1.0, 2.0)).all()
+    assert losses.bounded(np.array([5.0]), target, np.nan, np.nan) == 5.0
+
+
 def test_classes_become_probabilities():
     normaliser = losses.Normaliser(np.array([2.0, 0.0], np.float32), np.array([3.0, 1.0], np.float32))
     out = losses.denormalise(np.array([[1.0, 0.0, np.log(3.0)], [0.0, 800.0, -800.0]]), [GAP, METAL], normaliser)

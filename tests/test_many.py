@@ -247,6 +247,11 @@ def test_a_run_that_diverges_keeps_its_best(together):
     assert all(math.isfinite(row["val_score"]) for row in other.history) and len(other.history) == LONGER.epochs
 
 
+def test_the_last_epoch_is_not_kept_where_it_is_no_number():
+    with pytest.raises(InputError, match="loss of seed 0 is not a number"):
+        trained([late_to_diverge()], dataclasses.replace(LONGER, keep="last"))
+
+
 REFUSED = {
     "never a number": (lambda: run(5, rate=1e30), "loss of seed 5 is not a number.*learning rate.*1e\\+30"),
     "nothing held out to choose by": (lambda: late_to_diverge(val=NOTHING), "loss of seed 0 is not a number"),

@@ -128,7 +128,7 @@ TRUE = 10 ** RNG.uniform(0, 2.5, 4000)
 GUESS = TRUE * RNG.uniform(0.7, 1.4, 4000)
 PICTURES = {
     "learning curve": lambda path: plots.learning_curve(history(), path, title="a_$"),
-    "learning curve of members": lambda path: plots.learning_curve(history(3), path, best_epochs=[3, 9, 12]),
+    "learning curve of members": lambda path: plots.learning_curve(history(3), path),
     "learning curve of members of unequal length": lambda path: plots.learning_curve(
         history(1, 5) + [{**row, "member": 1} for row in history(1, 9)], path
     ),
@@ -234,10 +234,11 @@ def test_an_interrupt_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_best_epoch_is_that_of_training():
+def test_the_kept_epochs_are_those_of_training():
     rows = [{"epoch": e + 1, "val_score": v} for e, v in enumerate((0.5, 0.3, float("nan"), 0.3))]
-    assert plots.best_epoch(rows) == 2
-    assert plots.best_epoch([{"epoch": 1, "val_score": float("nan")}, {"epoch": 2, "val_score": None}]) == 2
+    assert plots.kept_epochs(rows) == [2]
+    assert plots.kept_epochs([{"epoch": 1, "val_score": float("nan")}, {"epoch": 2, "val_score": None}]) == [2]
+    assert plots.kept_epochs([{**row, "kept": row["epoch"] in (3, 4)} for row in rows]) == [3, 4]
 
 
 DRAWN = {
@@ -260,13 +261,13 @@ DRAWN = {
 @pytest.mark.parametrize(("targets", "names"), DRAWN.values(), ids=DRAWN)
 def test_run_pictures(tmp_path, targets, names):
     test, labels = predictions(targets)
-    paths = run_pictures(tmp_path, history(2), [12, 12], test, labels)
+    paths = run_pictures(tmp_path, history(2), test, labels)
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
 
 
 def test_run_pictures_without_labels_or_epochs(tmp_path):
     test, labels = predictions((GAP,))
-    assert run_pictures(tmp_path, [], None, test, np.full_like(labels, np.nan)) == []
+    assert run_pictures(tmp_path, [], test, np.full_like(labels, np.nan)) == []
 
 
 def test_page_of_a_run(tmp_path):

@@ -15,7 +15,7 @@ ROW = Row(
 )  # fmt: skip
 PREDICTIONS = RunPredictions(
     np.array([2, 0, 3]), np.array([1.25, 0.5, -2.0]), np.array([0.1, np.nan, 0.3]),
-    np.array([1]), np.array([7.0]), np.array([np.nan]), np.array([0.5, 1.5, np.nan]),
+    np.array([1]), np.array([7.0]), np.array([np.nan]),
 )  # fmt: skip
 CRYSTALS = Crystals(["a", 'b, "c"', "d", "é"], ["NaCl", "Si", "Si", "GaAs"], np.array([1.0, 2.0, 1 / 3, -4.0]))
 STUDY = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
 
-from tlcgcnn_jax import fit, transfer, ways
+from tlcgcnn_jax import fit, plans, transfer, ways
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.bundle import flatten
@@ -346,7 +346,7 @@ def test_intervals_come_from_the_validation_crystals():
     result = fit(records(), Target(K, "GPa"), split=FEW, seeds=2, **SMALL)
     (bar,) = result.model.calibration
     labels = np.array([record.targets[K] for record in records()], np.float32).astype(float)
-    std = result.predictions.std[:, 0]
+    std = np.maximum(result.predictions.std[:, 0], bar.floor)
     scores = np.abs(result.predictions.values[:, 0] - labels)[FEW.val] / std[FEW.val]
     assert bar.normalised and bar.n == 9 and bar.quantile == pytest.approx(scores.max())
     np.testing.assert_allclose((result.predictions.high - result.predictions.low)[:, 0], 2 * bar.quantile * std)
@@ -463,8 +463,61 @@ def test_a_split_that_cannot_be_is_refused(train, test):
 
 
 def test_gaussians_reach_as_far_as_the_cutoff():
-    result = fit(records(), Target(K, "GPa"), graph=GraphConfig(cutoff=9.0), **SMALL)
-    assert result.model.model.gaussian_max == 9.0
+    far = GraphConfig(cutoff=9.0)
+    packed = build_dataset(records(), targets=(K,), graph=far)  # whose graphs are no argument of `fit`
+    for data, settings in ((records(), {"graph": far}), (packed, {})):
+        assert fit(data, Target(K, "GPa"), **settings, **SMALL).model.model.gaussian_max == 9.0
+
+
+def test_a_split_may_have_empty_parts_but_no_masks():
+    split = Split([*range(6)], np.array([]), np.array([]))
+    assert fit(records(), Target(K, "GPa"), split=split, **SMALL).metrics.keys() == {"train"}
+    with pytest.raises(InputError, match="train: row numbers were expected in a split, found bool"):
+        Split(np.ones(3, bool), np.array([]), np.array([]))
+
+
+def test_crystals_without_a_label_are_not_learnt_from():
+    """They change nothing, and the model does not claim to know them."""
+    both = [
+        record if i % 2 else replace(record, targets={K: float("nan"), GAP: 1.0})
+        for i, record in enumerate(records(20, (K, GAP)))
+    ]
+    some = build_dataset(both, targets=(K, GAP))
+    split = Split(np.arange(16), np.arange(16, 18), np.arange(18, 20))
+    labelled = Split(np.arange(1, 16, 2), split.val, split.test)
+    for way in ("full", "features:ridge"):
+        one, other = (
+            transfer(some, source(), way, K, split=rows, config=ONE_EPOCH, seeds=1) for rows in (split, labelled)
+        )
+        assert one.model.formulas == other.model.formulas and one.model.notes["crystals trained on"] == 8
+        np.testing.assert_array_equal(one.predictions.novelty, other.predictions.novelty)
+
+
+def test_a_run_that_is_interrupted_at_its_end_is_written(tmp_path):
+    """Ctrl-C while a regressor is fitted, or after the last epoch, loses nothing of what is finished."""
+    made = plans.FeaturesPlan.make
+
+    def interrupted(plan, at):
+        out = made(plan, at)
+        signal.raise_signal(signal.SIGINT)
+        return out
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(plans.FeaturesPlan, "make", interrupted)
+        transfer(records(), source(), "features:ridge", K, out=tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.json").is_file() and load_model(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(plans.FeaturesPlan, "make", interrupted)
+        patch.setattr(plans.NetworksPlan, "make", lambda *_: pytest.fail("went on to the next part"))
+        transfer(records(), source(), "ensemble:features:ridge+full", K, config=ONE_EPOCH, out=tmp_path / "two")
+    assert not (tmp_path / "two" / "metrics.json").exists()
+
+
+def test_what_a_source_does_not_know_stays_unknown():
+    unknown = replace(source(), formulas=())
+    for way in ("full", "features:ridge", "ensemble:features:ridge+descriptors:ridge"):
+        assert transfer(records(), unknown, way, K, config=ONE_EPOCH, seeds=1).model.formulas == (), way
+    assert transfer(records(), unknown, "descriptors:ridge", K).model.formulas
 
 
 def test_unknown_errors_are_null_in_the_files(tmp_path):

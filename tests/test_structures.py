@@ -247,6 +247,7 @@ def test_formula(numbers, expected):
 
 # --- bad input ------------------------------------------------------------------------------------
 
+OCCUPIED = {"species": [{"element": "Cs", "occu": "x"}], "abc": [0, 0, 0]}
 RECORDS = {
     "target null": (
         {"k": None},
@@ -275,6 +276,10 @@ RECORDS = {
     ),
     "no atoms": ({"k": 1, "species": [], "frac_coords": []}, "no atoms"),
     "no lattice": ({"k": 1, "lattice": None}, "3 rows of 3 numbers"),
+    "occupancy is text": (
+        {"k": 1, "structure": {"lattice": {"matrix": np.eye(3).tolist()}, "sites": [OCCUPIED]}},
+        "no structure in it .ValueError",
+    ),
 }
 
 
@@ -544,6 +549,23 @@ def test_a_short_row_of_the_table_is_a_missing_label(tmp_path):
     sheet.write_text("id,k,g\nnacl,24\n")
     found = scan(tmp_path, targets=("k", "g"), labels=sheet)
     assert found.items[0].targets["k"] == 24 and np.isnan(found.items[0].targets["g"])
+
+
+@pytest.mark.parametrize("key, value", [("columns", 5), ("data", 5), ("index", 5), ("data", {"a": 1})])
+def test_a_frame_that_is_none_is_told(tmp_path, key, value):
+    frame = {"index": [0], "columns": ["structure", "k"], "data": [[cscl_structure().as_dict(), 1.0]], key: value}
+    (tmp_path / "frame.json").write_text(json.dumps(frame))
+    with pytest.raises(InputError, match=rf"frame.json: a frame was expected, but its '{key}' is no list: "):
+        read_structures(tmp_path / "frame.json", on_error="skip")
+
+
+def test_a_cif_whose_columns_differ_in_length_is_refused(tmp_path):
+    """As separate loops, which no writer makes, but an editor does."""
+    head, sites = NACL_CIF.split("loop_\n_atom_site", 1)
+    text = head + "loop_\n_atom_site_type_symbol\n_atom_site_fract_x\nNa 0\nCl 0.5\nloop_\n_atom_site_fract_y\n0\n0.5\n"
+    (tmp_path / "a.cif").write_text(text + "loop_\n_atom_site_fract_z\n0\n")
+    with pytest.raises(InputError, match="a.cif"):
+        read_structures(tmp_path / "a.cif")
 
 
 def test_a_frame_with_a_ragged_row_names_it(tmp_path):

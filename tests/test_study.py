@@ -20,10 +20,12 @@ import tiny
 from tlcgcnn_jax import study as study_file
 from tlcgcnn_jax.baselines import baseline_predictions
 from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.bundle import load_bundle
 from tlcgcnn_jax.config import to_dict
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import StudyResults, check_study
+from tlcgcnn_jax.run import transfer
 from tlcgcnn_jax.study import run_study
 from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, learnt_target
 from tlcgcnn_jax.study_desk import Desk
@@ -109,7 +111,7 @@ def test_known_formulas_are_not_tested(finished):
         rows = finished.predictions(row.run)
         assert not {"AsGa", "Si"} & {formulas[i] for i in (*rows.test_rows, *rows.val_rows)}
         if row.source == "gap":
-            assert row.overlap == (0 if row.strategy == "full" else row.overlap)
+            assert row.overlap == 0
 
 
 def test_errors_are_those_of_the_predictions(finished):
@@ -118,6 +120,22 @@ def test_errors_are_those_of_the_predictions(finished):
         found = finished.predictions(row.run)
         assert row.test_mae == pytest.approx(np.abs(found.test - values[found.test_rows]).mean(), rel=1e-4)
     assert 1.0 < values.mean() < 2.5  # decadic logarithms of GPa
+
+
+def test_a_study_does_what_transfer_does(finished, data):
+    """Two roads to one model: a study trains many at once, `transfer` one that is kept."""
+    desk, row = Desk(finished.folder), {row.strategy: row for row in finished.select(seed=0)}
+    source, split = load_bundle(data / "source"), desk.split("K", 10, 0)
+    dataset, target = desk.dataset("K", source.graph), learnt_target(STUDY.targets[0])
+    config = dataclasses.replace(desk.training(10), learning_rate=row["full"].learning_rate)
+    ways = {"full": "full", "ridge": "descriptors:ridge", "features:ridge": "features:ridge",
+            ENSEMBLE: "ensemble:full+descriptors:ridge"}  # fmt: skip
+    for name, strategy in ways.items():
+        given = {"source": desk.everyone("K"), "top": 1} if name == "features:ridge" else {"source": source}
+        result = transfer(dataset, strategy=strategy, targets=target, split=split, config=config, seeds=1, **given)
+        said = finished.predictions(row[name].run)
+        for rows, values in ((said.test_rows, said.test), (said.val_rows, said.val)):
+            np.testing.assert_allclose(result.predictions.values[rows, 0], values, rtol=2e-4, atol=2e-4, err_msg=name)
 
 
 def test_rates_come_from_the_grid(finished):
@@ -349,6 +367,23 @@ def test_folds_too_small_to_train_on_are_told_before_any_run(data, tmp_path, mon
     study = dataclasses.replace(STUDY, folds=3, sizes=(5,), val=0.2, strategies=("full",))
     with pytest.raises(InputError, match="a fold leaves 4 of 6 crystals to train on"):
         run_study(study, tmp_path / "out", data=data)
+
+
+def test_labels_that_sources_cannot_be_ranked_by_are_told_before_any_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_file, "run_tasks", lambda *_, **__: pytest.fail("ran"))
+    study = dataclasses.replace(STUDY, sizes=(6,), strategies=("full@auto",))
+    with pytest.raises(InputError, match="target K, 6 crystals, seed 0: 6 labelled training crystals: at least 10 are"):
+        run_study(study, tmp_path / "out", data=data)
+
+
+def test_another_study_in_the_same_folder_is_not_mistaken_for_the_first(data, tmp_path):
+    """What a process has read of the first one is not of use for the second."""
+    study = dataclasses.replace(STUDY, strategies=("full",), pool="", seeds=1)
+    for epochs in (1, 3):
+        run_study(dataclasses.replace(study, epochs=epochs), tmp_path / "out", data=data, workers=1)
+        (row,) = StudyResults(tmp_path / "out").select(strategy="full")
+        assert row.updates == 2 * epochs  # ten crystals, eight a batch
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_without_scratch(data, tmp_path):

@@ -85,7 +85,25 @@ BAD = {
     "unknown source": ('strategies = ["full@mine"]\n' + TARGET, "no source mine"),
     "parts that are not there": ('strategies = ["ensemble:full+svr"]\nbaselines = []\n' + TARGET, "full, svr is not"),
     "an ensemble of one": ('strategies = ["ensemble:full"]\n' + TARGET, "at least two"),
-    "two targets of a name": (TARGET + TARGET, "its own name"),
+    "two targets of a name": (TARGET + TARGET, "a name of its own"),
+    "two targets of one file": (
+        TARGET + 'name = "K (GPa)"\n' + TARGET + 'name = "K/GPa"\n',
+        "named K \\(GPa\\), K/GPa: .* as a file's",
+    ),
+    "two sources of one file": (
+        TARGET + '[[sources]]\nmodel = "x"\nname = "a b"\n[[sources]]\nmodel = "y"\nname = "a_b"\n',
+        "sources are named a b, a_b",
+    ),
+    "an unknown baseline": ('baselines = ["svm"]\n' + TARGET, "no baseline svm; there are: mean"),
+    "an unknown regressor": ('strategies = ["features:oracle"]\n' + TARGET, "features:oracle: no such regressor"),
+    "a part from a source that it is not run from": (
+        'strategies = ["full", "ensemble:full@gap+ridge"]\n' + TARGET,
+        "full@gap is not among",
+    ),
+    "a part that is many": (
+        'strategies = ["full@pool", "ensemble:full@pool+ridge"]\n' + TARGET,
+        "full@pool is not among",
+    ),
     "a source of nothing": (TARGET + '[[sources]]\nname = "a"', "either model, or data"),
     "a source without a column": (TARGET + '[[sources]]\ndata = "a"', "without a column|a source: data"),
     "a reserved name": (TARGET + '[[sources]]\nmodel = "x"\nname = "all"', "stands for a choice"),

@@ -5,9 +5,9 @@ import socket
 import numpy as np
 import pytest
 from test_import_cgcnn import write
-from tiny import source
+from tiny import ONE_EPOCH, K, records, source
 
-from tlcgcnn_jax import textbook_records
+from tlcgcnn_jax import textbook_records, transfer
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
@@ -124,13 +124,15 @@ def test_a_broken_source_is_named_and_left_out(tmp_path, caplog):
     source().save(tmp_path / "gap")
     source().save(tmp_path / "cut")
     (tmp_path / "cut" / "weights.npz").write_bytes(b"PK")
+    pair = {"a": source(), "b": source()}
+    transfer(records(), pair, "multi_source", K, config=ONE_EPOCH, seeds=1).model.save(tmp_path / "mixed")
     checkpoint(tmp_path, "torn").write_bytes(b"PK")
     assert set(find_sources(tmp_path)) == {*shipped(), "gap"}
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert told[0].startswith("source cut is left out: ") and told[1].startswith("source torn is left out: ")
+    assert [text.partition(": ")[0] for text in told] == [f"source {n} is left out" for n in ("cut", "mixed", "torn")]
+    assert "it is a mixture of sources" in told[1]
     (tmp_path / "gap" / "config.json").unlink()
-    with pytest.raises(InputError, match="holds no source model; left out as broken: cut, gap, torn"):
+    with pytest.raises(InputError, match="holds no source model; left out as broken: cut, gap, mixed, torn"):
         find_sources(tmp_path)
 
 

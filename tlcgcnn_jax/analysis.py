@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.files import write_whole
-from tlcgcnn_jax.results import Row, StudyResults
+from tlcgcnn_jax.results import KINDS, Row, StudyResults
 from tlcgcnn_jax.statistics import (
     Comparison,
     Interval,
@@ -227,7 +227,7 @@ class _Study:
 def _at_size(study: _Study, target: str, unit: str, size: int) -> list[Outcome]:
     """Outcomes of all ways at one size, scratch first."""
     ways = study.runs[target, size]
-    order = sorted(ways, key=lambda way: ("scratch", "transfer", "baseline").index(way.kind))
+    order = sorted(ways, key=lambda way: KINDS.index(way.kind))
     outcomes = []
     for way in order:
         rows = ways[way]
@@ -242,7 +242,7 @@ def _at_size(study: _Study, target: str, unit: str, size: int) -> list[Outcome]:
     baseline = _chosen([outcome for outcome in outcomes if outcome.way.kind == "baseline"])
     against: dict[str, dict[Way, Comparison]] = {"scratch": {}, "baseline": {}}
     for name, reference in (("scratch", scratch), ("baseline", baseline and baseline.way)):
-        for kind in ("scratch", "transfer", "baseline") if name == "scratch" else ("scratch", "transfer"):
+        for kind in KINDS if name == "scratch" else ("scratch", "transfer"):
             found = {
                 way: study.compare(target, size, reference, way) for way in order if way.kind == kind and reference
             }

@@ -150,6 +150,9 @@ def calibration_from_json(values: list[Any], targets: tuple[Target, ...], folder
     where = f"{folder / CONFIG}: calibration"
     if values and len(values) != len(targets):
         raise InputError(f"{where}: {len(values)} entries for {len(targets)} targets: it is damaged")
+    for value in values:
+        if isinstance(value, dict):
+            value.pop("std_factor", None)  # earlier versions wrote it, nothing read it
     return tuple(None if value is None else from_dict(ErrorBar, value, where) for value in values)
 
 

@@ -78,10 +78,10 @@ def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
         raise _Unusual
     rotations, translations = _operators(operators)
     axes = [list(block.find_values(f"_atom_site_fract_{axis}")) for axis in "xyz"]
-    coords = np.array([[_snapped(_number(value)) for value in axis] for axis in axes]).T
     numbers = _species(block)
-    if not numbers or coords.shape != (len(numbers), 3):
+    if not numbers or any(len(axis) != len(numbers) for axis in axes):
         raise _Unusual
+    coords = np.array([[_snapped(_number(value)) for value in axis] for axis in axes]).T
     order = sorted(range(len(numbers)), key=lambda site: _rank()[numbers[site]])
     site_of_image, images = _expand(coords[order], rotations, translations)
     return lattice, [numbers[order[site]] for site in site_of_image], images

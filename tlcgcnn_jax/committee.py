@@ -1,5 +1,6 @@
 """Several models of one property whose mean is the prediction: what "ensemble:" and "blend:" strategies make."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ class Committee:
 
 
 AnyModel = Model | FeatureModel | Committee
+
+
+def known_formulas(models: Iterable[AnyModel]) -> tuple[str, ...]:
+    """Reduced formulas that some models were trained on; () if one of them does not know its own, or there is none."""
+    each = [model.formulas for model in models]
+    return tuple(sorted(set[str]().union(*each))) if all(each) else ()
 
 
 def load_committee(folder: str | Path) -> Committee:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlcgcnn_jax.calibration import Conformal, conformal, std_factor
+from tlcgcnn_jax.calibration import Conformal, conformal
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.losses import transform_labels, untransform
 
 LEVEL = 0.9
+FLOOR = 0.1  # share of the validation crystals below whose standard deviations none is believed
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,15 @@ class ErrorBar:
             where there are too few validation crystals.
         normalised: The half-width is a multiple of the prediction's own standard deviation.
         n: Validation crystals with a label.
-        std_factor: By which standard deviations would have to be multiplied to be those of the errors; None without.
+        floor: Smallest standard deviation that is believed, where `normalised`: networks that agree by chance, or all
+            at the bound of the training labels, are not certain.
     """
 
     level: float
     quantile: float | None
     normalised: bool
     n: int
-    std_factor: float | None = None
+    floor: float = 0.0
 
     @property
     def conformal(self) -> Conformal:
@@ -54,7 +56,7 @@ def fit_error_bars(
         labels: [n, n_target] in the targets' units, NaN where unknown.
         values: [n, n_target], predictions in these units.
         std: [n, n_target], standard deviations of the predictions in the space that is learnt; None without. Intervals
-            are multiples of them where all are positive.
+            are multiples of them where nine in ten are positive.
 
     Returns:
         One for each target; None for classes and for targets without a label.
@@ -71,13 +73,13 @@ def fit_error_bars(
             bars.append(None)
             continue
         error = _learnt(values[known, column], target) - _learnt(labels[known, column], target)
-        own = None if std is None else std[known, column]
-        if own is not None and not (np.isfinite(own) & (own > 0)).all():
-            own = None
+        own, floor = None if std is None else std[known, column], 0.0
+        if own is not None:
+            floor = float(np.quantile(own, FLOOR)) if np.isfinite(own).all() else 0.0
+            own = np.maximum(own, floor) if floor > 0 else None
         found = conformal(error, own, LEVEL)
         quantile = float(found.quantile) if np.isfinite(found.quantile) else None
-        factor = None if own is None else std_factor(error, own)
-        bars.append(ErrorBar(LEVEL, quantile, own is not None, len(error), factor))
+        bars.append(ErrorBar(LEVEL, quantile, own is not None, len(error), floor))
     return tuple(bars)
 
 
@@ -101,7 +103,7 @@ def intervals(
     for column, (bar, target) in enumerate(zip(bars, targets, strict=True)):
         if bar is None or bar.quantile is None or (bar.normalised and std is None):
             continue
-        half = bar.conformal.half_width(None if std is None else std[:, column])
+        half = bar.conformal.half_width(None if std is None else np.maximum(std[:, column], bar.floor))
         middle = _learnt(values[:, column], target)
         with np.errstate(over="ignore"):  # an interval without end is written as such
             low[:, column], high[:, column] = untransform(middle - half, target), untransform(middle + half, target)

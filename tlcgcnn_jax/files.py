@@ -78,3 +78,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_name(name: str) -> str:
+    """A property's or run's name as a file's.
+
+    Example:
+        >>> file_name("log10(K) / GPa")
+        'log10_K_GPa'
+    """
+    return "_".join(part for part in "".join(c if c.isalnum() or c in ".-" else " " for c in name).split())

@@ -170,9 +170,9 @@ def fine_tune(
 ) -> list[Trained]:
     """Train one network for each job by a strategy, all in one compiled program a phase.
 
-    Each phase starts from the best epoch so far by validation score (the last one where nothing is held out), so that
-    what is kept in the end is an extractor and a head that belong together. Leading layers that stay as they are,
-    batch-norm statistics included, are computed once for all epochs.
+    Each phase starts from the best epoch so far by validation score (the last one where nothing is held out, or with
+    `keep` "last"), so that what is kept in the end is an extractor and a head that belong together. Leading layers that
+    stay as they are, batch-norm statistics included, are computed once for all epochs.
 
     Args:
         dataset: As in `start`.
@@ -228,7 +228,7 @@ def fine_tune(
             for i, one in zip(some, trained, strict=True):
                 rest = _apart(results[i].variables, still)[1]
                 one = replace(one, variables=_together(one.variables, rest), last=_together(one.last, rest))
-                results[i] = _joined(results[i], one)
+                results[i] = _joined(results[i], one, config.keep)
     return [replace(one, variables=_folded(one.variables), last=_folded(one.last)) for one in results]
 
 
@@ -353,16 +353,12 @@ def _of_use(rates: Rates, params: Any) -> Rates:
     return tuple(rate for i, rate in enumerate(rates) if i in used)
 
 
-def _joined(before: Trained, phase: Trained) -> Trained:
-    """Two phases as one training: the better epoch of both is kept."""
+def _joined(before: Trained, phase: Trained, keep: str) -> Trained:
+    """Two phases as one training: the better epoch of both is kept, or the last one."""
     done = len(before.history)
     history = [*before.history, *({**row, "epoch": row["epoch"] + done} for row in phase.history)]
 
-    def best_score(trained: Trained) -> float:
-        scores = [row["val_score"] for row in trained.history if math.isfinite(row["val_score"])]
-        return min(scores, default=math.inf)
-
-    if before.history and best_score(before) <= best_score(phase) < math.inf:
+    if keep == "best" and before.history and before.best_score <= phase.best_score < math.inf:
         return replace(before, history=history, last=phase.last)
     return replace(phase, history=history, best_epoch=phase.best_epoch + done)
 

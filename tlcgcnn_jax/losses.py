@@ -160,7 +160,9 @@ def bounded(values: np.ndarray, target: Target, low: float, high: float) -> np.n
         array([2. , 2.5])
     """
     values = np.asarray(values, np.float64)
-    return values if target.transform == "identity" else np.fmax(np.fmin(values, high), low)
+    if target.transform == "identity":
+        return values
+    return np.where(np.isnan(values), values, np.fmax(np.fmin(values, high), low))  # NaN as an end is no bound
 
 
 def output_slices(targets: Sequence[Target]) -> list[slice]:

@@ -361,16 +361,15 @@ def _start(program: Program, run: Run) -> Progress:
 
 def _trained(run: Run, progress: Progress, history: list[dict[str, float]], keep: str) -> Trained:
     ended = jax.device_get(progress)
+    last = {"params": ended.state.params, "batch_stats": ended.state.batch_stats}
+    kept = last if keep == "last" else ended.best
     # Without validation labels the last weights are the best there are, whatever they have come to.
-    if not ended.best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ended.best)):
+    if not ended.best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept)):
         raise InputError(
             f"the training loss of seed {run.seed} is not a number: lower the learning rate "
             f"(now {run.learning_rate:g}) or look for extreme labels"
         )
-    last = {"params": ended.state.params, "batch_stats": ended.state.batch_stats}
-    if keep == "last":
-        return Trained(last, run.normaliser, history, len(history), last)
-    return Trained(ended.best, run.normaliser, history, int(ended.best_epoch), last)
+    return Trained(kept, run.normaliser, history, len(history) if keep == "last" else int(ended.best_epoch), last)
 
 
 def digest(tree: Any) -> str:

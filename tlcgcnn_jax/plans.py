@@ -1,7 +1,7 @@
 """Plans: what a strategy makes of crystals and sources, told and checked before it is carried out."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
-from tlcgcnn_jax.committee import AnyModel, Committee
+from tlcgcnn_jax.committee import AnyModel, Committee, known_formulas
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.evaluate import predict_rows, with_error_bars, with_novelty
@@ -73,9 +73,15 @@ class Lesson:
         """[n, n_target], NaN where unknown."""
         return np.asarray(self.crystals.datasets[0].targets, float)[rows]
 
-    def formulas(self, rows: np.ndarray) -> set[str]:
-        """Of some crystals."""
-        return {self.crystals.datasets[0].formulas[row] for row in rows.tolist()}
+    def labelled(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows that have a label of any target."""
+        return rows[np.isfinite(self.labels(rows)).any(1)]
+
+    def formulas(self, rows: np.ndarray, sources: Collection[Model] = ()) -> tuple[str, ...]:
+        """Of some crystals, and those that sources were trained on; () if one of the sources does not know its own."""
+        own = {self.crystals.datasets[0].formulas[row] for row in rows.tolist()}
+        before = known_formulas(sources)
+        return () if sources and not before else tuple(sorted(own.union(before)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +119,12 @@ class Made(NamedTuple):
     Attributes:
         model: With error bars, without metrics.
         held: What it said of the rows `Lesson.held` before it had learnt from them.
-        history: One row an epoch and network.
-        best_epochs: Epoch that was kept, by network.
+        history: One row an epoch and network, "kept" where its weights are those of the model.
     """
 
     model: AnyModel
     held: Predictions
     history: list[dict[str, float]]
-    best_epochs: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +159,7 @@ class NetworksPlan:
     @property
     def learnt_from(self) -> np.ndarray:
         """Rows that the networks are trained on."""
-        return self.lesson.given if self.lesson.folds else self.lesson.split.train
+        return self.lesson.labelled(self.lesson.given if self.lesson.folds else self.lesson.split.train)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -182,12 +186,10 @@ class NetworksPlan:
         """Train the networks."""
         trained = self._streamed(at) if self.streamed else self._together(at)
         lesson = self.lesson
-        formulas = lesson.formulas(self.learnt_from)
-        if self.strategy.reinitialise != ("*",):
-            formulas = formulas.union(*(source.formulas for source in self.sources.values()))
+        used = self.sources.values() if self.strategy.reinitialise != ("*",) else ()
         model = Model(
             self.dataset.graph, self.model, lesson.targets, trained[0].normaliser,
-            tuple(one.variables for one in trained), formulas=tuple(sorted(formulas)),
+            tuple(one.variables for one in trained), formulas=lesson.formulas(self.learnt_from, used),
             notes={"strategy": self.strategy.name},
         )  # fmt: skip
         # With folds every network has crystals of its own that it has not seen; otherwise all have the same.
@@ -200,8 +202,11 @@ class NetworksPlan:
         held = _held(alone, lesson)
         model = with_novelty(model, lesson.crystals, self.learnt_from)
         model = with_error_bars(model, held, lesson.labels(lesson.held))
-        history = [{"member": at.first + i, **row} for i, one in enumerate(trained) for row in one.history]
-        return Made(model, held, history, [one.best_epoch for one in trained])
+        history = [
+            {"member": at.first + i, **row, "kept": row["epoch"] == one.best_epoch}
+            for i, one in enumerate(trained) for row in one.history
+        ]  # fmt: skip
+        return Made(model, held, history)
 
     def _together(self, at: Workplace) -> list[Trained]:
         lesson, rows = self.lesson, self.lesson.given
@@ -255,7 +260,7 @@ class FeaturesPlan:
     @property
     def learnt_from(self) -> np.ndarray:
         """Rows that the regressor is fitted to in the end."""
-        return self.lesson.given if self.lesson.deal else self.lesson.split.train
+        return self.lesson.labelled(self.lesson.given if self.lesson.deal else self.lesson.split.train)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -276,11 +281,10 @@ class FeaturesPlan:
             self.sources, self.strategy.layers, self.strategy.regressor, lesson.crystals, lesson.targets, rows,
             lesson.config.seed,
         )  # fmt: skip
-        known = np.flatnonzero(np.isfinite(lesson.labels(rows)).any(1))  # these have a row in the model's table
-        held = _held([model.of(np.isin(rows[known], trial.train)) for trial in lesson.trials], lesson)
-        formulas = lesson.formulas(rows).union(*(source.formulas for source in self.sources.values()))
-        model = replace(model, formulas=tuple(sorted(formulas)), notes={"strategy": self.strategy.name})
-        return Made(with_error_bars(model, held, lesson.labels(lesson.held)), held, [], [])
+        held = _held([model.of(np.isin(rows, trial.train)) for trial in lesson.trials], lesson)
+        formulas = lesson.formulas(rows, self.sources.values())
+        model = replace(model, formulas=formulas, notes={"strategy": self.strategy.name})
+        return Made(with_error_bars(model, held, lesson.labels(lesson.held)), held, [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,8 +335,9 @@ class CommitteePlan:
         """Train the parts, one after the other; each counts as much as its errors on validation crystals allow."""
         parts: dict[str, Made] = {}
         for index, (name, part) in enumerate(self.parts.items()):
-            first = sum(len(made.best_epochs) for made in parts.values())
+            first = len({row["member"] for made in parts.values() for row in made.history})
             parts[name] = part.make(replace(at, part=f"part_{index}", first=first))
+            at.interrupts.stop()
         models = {name: made.model for name, made in parts.items()}
         said, labels = {name: made.held for name, made in parts.items()}, self.lesson.labels(self.lesson.held)
         model: AnyModel
@@ -340,8 +345,7 @@ class CommitteePlan:
             model = weighted_committee(models, said, labels, self.lesson.config.seed)
             model = replace(model, notes={**model.notes, "strategy": self.strategy.name})
         else:
-            formulas = set[str]().union(*(part.formulas for part in models.values()))
-            model = Committee(models, formulas=tuple(sorted(formulas)))
+            model = Committee(models, formulas=known_formulas(models.values()))
         if isinstance(model, Committee):
             held = mixture([said[name] for name in model.parts], model.weights)
             # A network of one fold has no spread, those of all folds together have.
@@ -349,10 +353,7 @@ class CommitteePlan:
             model = with_error_bars(model, held, labels, scaled=not (self.lesson.folds and networks))
         else:  # one part has all the weight, and has its error bars
             held = next(said[name] for name, choice in model.notes[CHOICE].items() if choice["weight"])
-        return Made(
-            model, held, [row for made in parts.values() for row in made.history],
-            [epoch for made in parts.values() for epoch in made.best_epochs],
-        )  # fmt: skip
+        return Made(model, held, [row for made in parts.values() for row in made.history])
 
 
 Plan = NetworksPlan | FeaturesPlan | CommitteePlan

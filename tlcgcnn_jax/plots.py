@@ -15,15 +15,12 @@ CROWD = 2000  # points above which single ones are no longer told apart
 VERDICTS = {"helps": BLUE, "hurts": VERMILLION, "no evidence": GREY}
 
 
-def learning_curve(
-    history: Sequence[Mapping[str, Any]], path: str | Path, *, best_epochs: Sequence[int] | None = None, title: str = ""
-) -> Path:
+def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> Path:
     """Draw training loss and validation score by epoch: a faint line a member, a bold one for their mean.
 
     Args:
-        history: Rows with epoch, train_loss, val_score and, where there are several members, member.
+        history: Rows with epoch, train_loss, val_score, kept and, where there are several members, member.
         path: PNG file.
-        best_epochs: Epoch that was kept, by member, counted from 1; default: that of the lowest validation score.
         title: Above the picture.
 
     Raises:
@@ -64,12 +61,12 @@ def learning_curve(
                 label += f", mean of {len(curves)}"
             mean = np.mean([v[:common] for v in values], axis=0)
             axes.plot(epochs[0][:common], mean, color=colour, linewidth=2, label=label, marker=marker)
-        kept = [best_epochs[i] if best_epochs else best_epoch(rows) for i, rows in enumerate(curves)]
         marks = [
             (row["epoch"], _float(row.get("val_score")))
-            for epoch, rows in zip(kept, curves, strict=True)
+            for rows in curves
+            for kept in [kept_epochs(rows)]
             for row in rows
-            if row["epoch"] == epoch and math.isfinite(_float(row.get("val_score")))
+            if row["epoch"] in kept and math.isfinite(_float(row.get("val_score")))
         ]
         if marks:
             text = f"kept: epoch {marks[0][0]}, score {marks[0][1]:.3g}" if len(marks) == 1 else "kept epochs"
@@ -86,15 +83,16 @@ def learning_curve(
     return Path(path)
 
 
-def best_epoch(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The epoch of one member that is kept: of the lowest validation score, or the last where there is no score.
+def kept_epochs(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The epochs of one member that were kept; where no row tells, that of the lowest validation score, or the last.
 
     Example:
-        >>> best_epoch([{"epoch": 1, "val_score": 0.5}, {"epoch": 2, "val_score": 0.4}, {"epoch": 3, "val_score": 0.6}])
-        2
+        >>> kept_epochs([{"epoch": 1, "val_score": 0.5}, {"epoch": 2, "val_score": 0.4}])
+        [2]
     """
     scored = [row for row in rows if math.isfinite(_float(row.get("val_score")))]
-    return int(min(scored, key=lambda row: row["val_score"])["epoch"] if scored else rows[-1]["epoch"])
+    kept = [row for row in rows if row.get("kept")]
+    return [int(row["epoch"]) for row in kept or [min(scored, key=lambda row: row["val_score"], default=rows[-1])]]
 
 
 def parity(

@@ -89,11 +89,8 @@ def rank_sources(
     if values.shape != (len(crystals),):
         raise InputError(f"values of shape {values.shape} for {len(crystals)} crystals: one label each was expected")
     rows = rows[np.isfinite(values[rows])]
-    if len(rows) < 2 * FOLDS:
-        raise InputError(f"{len(rows)} labelled training crystals: at least {2 * FOLDS} are needed to rank sources")
     labels = values[rows]
-    if np.ptp(labels) == 0:
-        raise InputError(f"all {len(rows)} labels are {labels[0]:g}: there is nothing that a source could explain")
+    check_rankable(labels)
     chosen = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
     found = {name: graphs_for(name, model, chosen) for name, model in sources.items()}  # refused before any work
     trivial, formulas, scores = _median_cv_mae(labels, seed), chosen.datasets[0].formulas, []
@@ -116,6 +113,14 @@ def rank_sources(
             )
         )
     return sorted(scores, key=lambda score: score.ridge_mae)
+
+
+def check_rankable(labels: np.ndarray) -> None:
+    """Raise `InputError` unless sources can be ranked by some labels of training crystals, float [n]."""
+    if len(labels) < 2 * FOLDS:
+        raise InputError(f"{len(labels)} labelled training crystals: at least {2 * FOLDS} are needed to rank sources")
+    if np.ptp(labels) == 0:
+        raise InputError(f"all {len(labels)} labels are {labels[0]:g}: there is nothing that a source could explain")
 
 
 def log_me(features: np.ndarray, y: np.ndarray) -> float:

@@ -218,10 +218,13 @@ def _json_lines(path: Path, data: bytes, id_column: str | None) -> Iterator[Entr
 
 def _json_document(path: Path, document: Any, id_column: str | None, alone: str | None) -> Iterator[Entry]:
     if isinstance(document, dict) and "data" in document and "columns" in document:
-        columns = [str(column) for column in document["columns"]]
+        for key in ("columns", "data", "index"):
+            if not isinstance(document.get(key) or [], list):
+                raise InputError(f"{path}: a frame was expected, but its {key!r} is no list: {document[key]!r:.60}")
+        columns = [str(column) for column in document["columns"] or []]
         if "structure" not in columns:
             raise InputError(f"{path}: the frame has no column 'structure'; it has {', '.join(columns)}")
-        data = document["data"]
+        data = document["data"] or []
         index = document.get("index") or range(len(data))
         if len(index) != len(data):
             raise InputError(f"{path}: the frame has {len(data)} rows and {len(index)} names for them in its index")
@@ -304,7 +307,9 @@ def crystal_from_json(payload: Any, where: str) -> Crystal:
             if isinstance(occupant, dict):
                 ordered_species(list(occupant.items()), site, where)
         return make_crystal(record["lattice"], record["species"], record["frac_coords"], where)
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         found = ", ".join(record) if isinstance(record, dict) else f"{record!r:.60}"
         raise InputError(
             f"{where}: no structure in it ({type(error).__name__}: {error}); found {found:.200}; expected "

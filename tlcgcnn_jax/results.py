@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import file_name, to_json, write_whole
 
 STUDY, RESULTS, PREDICTIONS, CRYSTALS = "study.json", "results.csv", "predictions", "crystals"
 DATASETS, SOURCES, SPLITS = "datasets", "sources", "splits"  # what the runs are made from, prepared at the start
@@ -82,7 +82,6 @@ class RunPredictions:
         val_rows: int [n_val]; with folds the training crystals as well, each predicted when it was left out.
         val: float [n_val].
         val_std: float [n_val].
-        novelty: float [n_test], distance to the training crystals over what is usual among these; NaN if unknown.
     """
 
     test_rows: np.ndarray
@@ -91,7 +90,6 @@ class RunPredictions:
     val_rows: np.ndarray
     val: np.ndarray
     val_std: np.ndarray
-    novelty: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,16 +265,6 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
         write_whole(folder / CRYSTALS / f"{file_name(name)}.csv", text.getvalue().encode())
     write_whole(folder / STUDY, to_json(dict(study), indent=1).encode())
     return StudyResults(folder)
-
-
-def file_name(name: str) -> str:
-    """A property's or run's name as a file's.
-
-    Example:
-        >>> file_name("log10(K) / GPa")
-        'log10_K_GPa'
-    """
-    return "_".join(part for part in "".join(c if c.isalnum() or c in ".-" else " " for c in name).split())
 
 
 _FIELDS = [field.name for field in fields(Row)]

@@ -20,7 +20,7 @@ from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.machine import versions
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
-from tlcgcnn_jax.plans import Lesson, Plan, Workplace
+from tlcgcnn_jax.plans import Lesson, Made, Plan, Workplace
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.ranking import score_table, write_scores
 from tlcgcnn_jax.run_folder import finish_run, start_run
@@ -105,11 +105,11 @@ def fit(
         >>> sorted(result.metrics)
         ['test', 'train', 'val']
     """
-    if model.gaussian_max < graph.cutoff:
-        model = replace(model, gaussian_max=graph.cutoff)  # no edge may be longer than the last Gaussian
     crystals, chosen = _prepared(data, targets, (graph,), labels, id_column, on_error, progress)
     lesson = _lesson(crystals, chosen, split, config, seeds)
-    plan = plan_scratch(lesson, model)
+    # No edge may be longer than the last Gaussian; a dataset has a cutoff of its own.
+    reach = max(model.gaussian_max, crystals.datasets[0].graph.cutoff)
+    plan = plan_scratch(lesson, replace(model, gaussian_max=reach))
     return _carry_out(lesson, plan, {"verb": "train", **plan.about}, out, progress, resume)
 
 
@@ -143,7 +143,8 @@ def transfer(
         strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
             "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for these alone;
             "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation crystals weight;
-            "auto" for the blend of `strategies.AUTO_PARTS`, or "full" where there are classes to learn; or a strategy of your own.
+            "auto" for the blend of `strategies.AUTO_PARTS`, or "full" where there are classes to learn; or a strategy
+            of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.
@@ -208,15 +209,29 @@ def _carry_out(
     started: Callable[[Path], None] | None = None,
 ) -> Result:
     """Train as planned, evaluate, and write everything."""
-    crystals, targets, split = lesson.crystals, lesson.targets, lesson.split
-    dataset, settings = crystals.datasets[0], _settings(lesson, about)
-    folder = start_run(out, settings, dataset.ids, split, resume)
+    settings = _settings(lesson, about)
+    folder = start_run(out, settings, lesson.crystals.datasets[0].ids, lesson.split, resume)
     if folder and started:
         started(folder)
+    # What is trained is written, too, before an interrupt ends the run.
     with Interrupts(wait=folder is not None) as interrupts:
         made = plan.make(Workplace(folder, progress, interrupts))
+        return _finished(lesson, plan, made, about, known or {}, settings, folder)
+
+
+def _finished(
+    lesson: Lesson,
+    plan: Plan,
+    made: Made,
+    about: dict[str, Any],
+    known: dict[str, dict[str, float] | None],
+    settings: dict[str, Any],
+    folder: Path | None,
+) -> Result:
+    """Evaluate what was trained, and write everything."""
+    crystals, targets, split = lesson.crystals, lesson.targets, lesson.split
     predictions = replace(evaluate.predict_packed(made.model, crystals), skipped=tuple(crystals.skipped))
-    labels = np.asarray(dataset.targets, float)
+    labels = np.asarray(crystals.datasets[0].targets, float)
     parts = {"test": split.test, "train": split.train}
     each = {part: evaluate.metrics(predictions, labels, rows) for part, rows in parts.items() if len(rows)}
     if len(held := plan.lesson.held):
@@ -232,8 +247,8 @@ def _carry_out(
     model = replace(made.model, metrics=metrics, notes=notes)
     if folder:
         test = predictions.select(split.test)
-        finish_run(folder, model, made.history, made.best_epochs, test, labels[split.test])
-    return Result(model, metrics, predictions, split, made.history, plan.account, known or {}, folder)
+        finish_run(folder, model, made.history, test, labels[split.test])
+    return Result(model, metrics, predictions, split, made.history, plan.account, known, folder)
 
 
 def _settings(lesson: Lesson, about: dict[str, Any]) -> dict[str, Any]:

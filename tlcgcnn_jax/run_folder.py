@@ -47,7 +47,6 @@ def finish_run(
     folder: Path,
     model: AnyModel,
     history: Sequence[dict[str, float]],
-    best_epochs: Sequence[int],
     test: Predictions,
     labels: np.ndarray,
 ) -> None:
@@ -57,14 +56,13 @@ def finish_run(
         folder: Of the run.
         model: With its metrics.
         history: One row an epoch and member.
-        best_epochs: Epoch that was kept, by member.
         test: Predictions of the test crystals.
         labels: float [n_test, n_target] in the targets' units, NaN where unknown.
     """
     model.save(folder)
     write_whole(folder / HISTORY, "".join(to_json(row) + "\n" for row in history).encode())
     test.write(folder / "test_results.csv", labels)
-    run_pictures(folder, history, best_epochs, test, labels)
+    run_pictures(folder, history, test, labels)
     if choice := model.notes.get(CHOICE):
         draw_choice(folder, choice, model.targets[0], model.metrics.get("val", {}).get("mae"))
     # Last, since it says that the run is finished.

@@ -10,8 +10,8 @@ import numpy as np
 
 from tlcgcnn_jax import plots
 from tlcgcnn_jax.blending import CHOICE
+from tlcgcnn_jax.bundle import calibration_from_json
 from tlcgcnn_jax.config import Target, from_dict
-from tlcgcnn_jax.error_bars import ErrorBar
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import read_json, read_object
 from tlcgcnn_jax.model_folder import COMMITTEE, FEATURES
@@ -44,7 +44,7 @@ def run_page(folder: Path, drawn: Path) -> str:
         raise InputError(f"{folder / 'config.json'}: damaged: no list of targets in it") from error
     outcomes = read_outcomes(_csv(folder / "test_results.csv"), targets, str(folder / "test_results.csv"))
     each = metrics.get("targets") or {targets[0].name: metrics}
-    pictures = draw(drawn, history, None, outcomes)
+    pictures = draw(drawn, history, outcomes)
     figures = [figure(picture.path, picture.alt, picture.caption) for picture in pictures]
     versions = settings.pop("versions", {})
     curve, others = (figures[:1], figures[1:]) if history else ([], figures)
@@ -89,12 +89,12 @@ def _trust(
     folder: Path, config: Mapping[str, Any], outcomes: Sequence[Outcome], each: Mapping[str, Any], drawn: Path
 ) -> Iterator[Html]:
     """What the error bars of each value are worth."""
-    bars = config.get("calibration") or [None] * len(outcomes)
+    targets = tuple(outcome.target for outcome in outcomes)
+    bars = calibration_from_json(config.get("calibration", []), targets, folder) or (None,) * len(outcomes)
     for outcome, bar in zip(outcomes, bars, strict=True):
         if outcome.target.kind == "regression" and len(outcome.true):
-            known = None if bar is None else from_dict(ErrorBar, bar, f"{folder / 'config.json'}: calibration")
             test, error = each.get(outcome.target.name, {}).get("test", {}), outcome.predicted - outcome.true
-            yield from trust(outcome.target, known, test, error, outcome.std, outcome.novelty, drawn)
+            yield from trust(outcome.target, bar, test, error, outcome.std, outcome.novelty, drawn)
 
 
 def _about(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

@@ -45,7 +45,6 @@ class Picture:
 def run_pictures(
     folder: str | Path,
     history: Sequence[Mapping[str, Any]],
-    best_epochs: Sequence[int] | None,
     test: Predictions,
     labels: np.ndarray,
 ) -> list[Path]:
@@ -55,7 +54,6 @@ def run_pictures(
         folder: Where to write learning_curve.png and parity.png, or confusion.png and roc.png for classes; with
             several targets the names end in the targets'.
         history: One row an epoch and member.
-        best_epochs: Epoch that was kept, by member, counted from 1; default: that of the best score.
         test: Predictions of the test crystals.
         labels: float [n, n_target] in the targets' units, NaN where unknown.
 
@@ -69,19 +67,18 @@ def run_pictures(
     for column, target in enumerate(test.targets):
         columns[f"target:{target.name}" if len(test.targets) > 1 else "target"] = labels[:, column]
     outcomes = read_outcomes(columns, test.targets, "the predictions")
-    return [picture.path for picture in draw(Path(folder), history, best_epochs, outcomes)]
+    return [picture.path for picture in draw(Path(folder), history, outcomes)]
 
 
 def draw(
     folder: Path,
     history: Sequence[Mapping[str, Any]],
-    best_epochs: Sequence[int] | None,
     outcomes: Sequence[Outcome],
 ) -> list[Picture]:
     """The learning curve first, then the pictures of each target."""
     out = []
     if history:
-        path = plots.learning_curve(history, folder / "learning_curve.png", best_epochs=best_epochs)
+        path = plots.learning_curve(history, folder / "learning_curve.png")
         alt = f"Learning curve: training loss and validation score of {len(history)} epochs."
         out.append(Picture(path, alt, "Targets are normalised to mean 0 and standard deviation 1 for the network."))
     for index, outcome in enumerate(outcomes):

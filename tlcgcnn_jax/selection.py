@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tlcgcnn_jax.blending import CHOICE, FEWEST, choose_weights
-from tlcgcnn_jax.committee import AnyModel, Committee
+from tlcgcnn_jax.committee import AnyModel, Committee, known_formulas
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.losses import learnt_values
 from tlcgcnn_jax.predictions import Predictions
@@ -52,7 +52,7 @@ def weighted_committee(
     shares = dict(zip(parts, weights.tolist(), strict=True))
     choice = {name: {"weight": share, **_error(said[name].mean, labels, targets)} for name, share in shares.items()}
     kept = {name: share for name, share in shares.items() if share}
-    formulas = tuple(sorted(set[str]().union(*(parts[name].formulas for name in kept))))
+    formulas = known_formulas(parts[name] for name in kept)
     if len(kept) == 1:
         return replace(parts[next(iter(kept))], formulas=formulas, notes={CHOICE: choice})
     return Committee({name: parts[name] for name in kept}, {}, {CHOICE: choice}, formulas, (), tuple(kept.values()))

@@ -22,6 +22,9 @@ _EXPECTED = '{"train": [ids], "val": [ids], "test": [ids]}'
 class Split:
     """Row numbers of three sets that do not overlap.
 
+    Raises:
+        InputError: Anything but whole numbers.
+
     Attributes:
         train: int64 [n_train].
         val: int64 [n_val], to choose epochs and settings by.
@@ -31,6 +34,13 @@ class Split:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+
+    def __post_init__(self) -> None:
+        for part in _PARTS:
+            rows = np.asarray(getattr(self, part))
+            if len(rows) and rows.dtype.kind not in "iu":
+                raise InputError(f"{part}: row numbers were expected in a split, found {rows.dtype}")
+            object.__setattr__(self, part, rows.astype(np.int64))
 
 
 class Overlap(NamedTuple):

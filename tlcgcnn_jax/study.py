@@ -16,7 +16,7 @@ from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.engines import run_tasks
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import read_json, to_json, write_whole
+from tlcgcnn_jax.files import file_name, read_json, to_json, write_whole
 from tlcgcnn_jax.machine import processor, versions
 from tlcgcnn_jax.results import (
     LISTED,
@@ -27,7 +27,6 @@ from tlcgcnn_jax.results import (
     Row,
     StudyResults,
     check_study,
-    file_name,
     start_study,
 )
 from tlcgcnn_jax.run import fit
@@ -94,8 +93,9 @@ def run_study(
         for seed in range(plan.seeds):
             desk.trials(target_name(target), min(training_sizes(plan, target)), seed)
     cells, ensembles = grid(plan, alone, desk.pool)
-    for name in {cell.target for cell in cells if cell.source in (AUTO, ALL)}:
-        desk.everyone(name)
+    for cell in cells:
+        if cell.source in (AUTO, ALL):
+            desk.check_sources(cell)
     done = {row.run for row in results.rows}
     tasks = [
         Task(str(folder), cell, missing)

@@ -4,8 +4,11 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tlcgcnn_jax.baselines import BASELINES
 from tlcgcnn_jax.config import ModelConfig, Target, from_dict
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import file_name
+from tlcgcnn_jax.regressors import REGRESSORS
 from tlcgcnn_jax.strategies import (
     AUTO,
     BLEND,
@@ -162,7 +165,17 @@ class StudyConfig:
         for target in self.targets:
             learnt_target(target)
         names = [target_name(target) for target in self.targets]
-        require(len(set(names)) == len(names), f"targets are named {', '.join(names)}: give each its own name")
+        apart = len({*map(file_name, names)}) == len(names)
+        require(apart, f"targets are named {', '.join(names)}: give each a name of its own, also as a file's")
+        of_files: dict[str, set[str]] = {}
+        for name in map(source_name, self.sources):  # one of several sizes is one name
+            of_files.setdefault(file_name(name), set()).add(name)
+        alike = next((found for found in of_files.values() if len(found) > 1), set[str]())
+        require(
+            not alike, f"sources are named {', '.join(sorted(alike))}: give each a name of its own, also as a file's"
+        )
+        strange = [name for name in self.baselines if name not in BASELINES]
+        require(not strange, f"no baseline {', '.join(strange)}; there are: {', '.join(BASELINES)}")
         for source in self.sources:
             told = source_name(source) or "a source"
             require(bool(source.model) != bool(source.data), f"{told}: give either model, or data and column")
@@ -171,16 +184,20 @@ class StudyConfig:
         for name in self.strategies:
             way = self.strategy(name)
             source = "" if isinstance(way, EnsembleStrategy) else name.partition("@")[2]
+            regressor = way.regressor if isinstance(way, FeatureStrategy) else "ridge"
+            require(regressor in REGRESSORS, f"{name}: no such regressor; there are: {', '.join(REGRESSORS)}")
             alone = name.removeprefix(DESCRIPTORS)
             require(alone == name, f"{name} asks no source: add {alone!r} to the baselines, which are that")
             known = {*RESERVED, *map(source_name, self.sources)}
             require(not source or source in known, f"{name}: no source {source}; there are {', '.join(sorted(known))}")
             parts = way.parts if isinstance(way, EnsembleStrategy) else ()
             scratch = set() if self.without_scratch else {"scratch"}
-            there = {*scratch, *self.baselines, *(strategy.partition("@")[0] for strategy in self.strategies)}
-            absent = [part for part in parts if part.partition("@")[0] not in there]
-            if name == AUTO:  # its parts are not the user's choice, so that they are named as they are to be written
-                absent = [part for part in parts if part not in {*scratch, *self.baselines, *self.strategies}]
+            there = {*scratch, *self.baselines, *self.strategies}
+            if name != AUTO:  # whose parts are not the user's choice, so that they are named as they are to be written
+                bare = [strategy for strategy in self.strategies if "@" not in strategy]
+                there |= {strategy.partition("@")[0] for strategy in self.strategies}
+                there |= {f"{strategy}@{source_name(source)}" for strategy in bare for source in self.sources}
+            absent = [part for part in parts if part not in there or part.endswith("@pool")]  # which are many
             require(not absent, f"{name}: {', '.join(absent)} is not among the study's strategies and baselines")
 
     def strategy(self, name: str) -> Strategy | FeatureStrategy | EnsembleStrategy:

@@ -16,9 +16,10 @@ from tlcgcnn_jax.dataset import CrystalDataset, load_dataset
 from tlcgcnn_jax.descriptors import Features, descriptors
 from tlcgcnn_jax.embeddings import embed_many
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import file_name
 from tlcgcnn_jax.graph_sets import GraphSets
-from tlcgcnn_jax.ranking import rank_sources
-from tlcgcnn_jax.results import DATASETS, LISTED, SOURCES, SPLITS, STUDY, StudyResults, file_name
+from tlcgcnn_jax.ranking import check_rankable, rank_sources
+from tlcgcnn_jax.results import DATASETS, LISTED, SOURCES, SPLITS, STUDY, StudyResults
 from tlcgcnn_jax.splits import Split, deal, read_splits
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, learnt_target, target_name, training_sizes
 from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, given_split, left_out, study_split
@@ -156,6 +157,16 @@ class Desk:
         )
         names = [score.name for score in ranked]
         return {name: everyone[name] for name in (names[:1] if cell.source == AUTO else names)}
+
+    def check_sources(self, cell: Cell) -> None:
+        """Raise `InputError` unless there are sources to choose from, and labels to choose by, for every seed."""
+        self.everyone(cell.target)
+        values = self.learnt(cell.target)
+        for seed in range(self.study.seeds):
+            try:
+                check_rankable(values[self.split(cell.target, cell.size, seed).train])
+            except InputError as error:
+                raise InputError(f"target {cell.target}, {cell.size} crystals, seed {seed}: {error}") from error
 
     def described(self, name: str) -> Features:
         """Descriptors of the crystals of a target."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.results import file_name
+from tlcgcnn_jax.files import file_name
 from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name, training_sizes
@@ -57,7 +57,7 @@ def grid(
         pool: Names of the further sources, which NAME@pool uses alone as well.
 
     Returns:
-        Cells in the order in which they are worth having: small training sets first, scratch before transfer.
+        Both; the first in the order in which they are worth having: small training sets first, scratch before transfer.
     """
     computed: list[Cell] = []
     combined: list[Cell] = []

@@ -7,7 +7,8 @@ import numpy as np
 
 from tlcgcnn_jax.analysis import Analysis
 from tlcgcnn_jax.figure import BLUE, INK, VERMILLION, labelled, log_axis, picture, plain, short
-from tlcgcnn_jax.results import StudyResults, file_name
+from tlcgcnn_jax.files import file_name
+from tlcgcnn_jax.results import StudyResults
 from tlcgcnn_jax.statistics import Comparison
 from tlcgcnn_jax.strategies import strategy_name
 from tlcgcnn_jax.study_series import Series, best_series, names_of, shared_size, study_series

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tlcgcnn_jax.analysis import Analysis, Outcome, Way
+from tlcgcnn_jax.results import KINDS
 from tlcgcnn_jax.strategies import strategy_name
 
 SHOWN = 4  # transfers that are drawn unless asked for more; with scratch and one baseline six lines are readable
@@ -116,10 +117,9 @@ def _of_target(analysis: Analysis, target: str) -> list[Series]:
         Series(way, label, tuple(sorted(found[way], key=lambda outcome: outcome.size)))
         for way, label in zip(found, _labels(list(found)), strict=True)
     ]
-    kinds = ("scratch", "transfer", "baseline")
     # A way that was run with fewer crystals only has larger errors for that alone: it comes last.
-    series.sort(key=lambda one: (kinds.index(one.way.kind), -one.outcomes[-1].size, one.outcomes[-1].val_mae))
-    first = {kind: [one.way for one in series if one.way.kind == kind] for kind in kinds}
+    series.sort(key=lambda one: (KINDS.index(one.way.kind), -one.outcomes[-1].size, one.outcomes[-1].val_mae))
+    first = {kind: [one.way for one in series if one.way.kind == kind] for kind in KINDS}
     shown = {*first["scratch"], *first["transfer"][:SHOWN], *first["baseline"][:1]}
     return [replace(one, shown=one.way in shown) for one in series]
 

@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,14 @@ from tlcgcnn_jax.batching import batch_plan, pad_budget
 from tlcgcnn_jax.blending import choose_weights, cross_fitted_mean, weighted_mean, weighted_std
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig
-from tlcgcnn_jax.embeddings import FEATURES
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import regression_metrics
 from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of
 from tlcgcnn_jax.machine import processor
 from tlcgcnn_jax.model import build_network
-from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.regressors import fit_regressor
-from tlcgcnn_jax.results import Row, RunPredictions
+from tlcgcnn_jax.results import STUDY, Row, RunPredictions
 from tlcgcnn_jax.splits import Split, overlap
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import learnt_target
@@ -56,11 +55,12 @@ class Task:
 
 def work(task: Task) -> list[tuple[Row, RunPredictions]]:
     """Train and test the runs of a task; what is read from the study's folder is kept for the next one."""
-    return runs(_desk(task.folder), task.cell, task.seeds)
+    return runs(_desk(task.folder, (Path(task.folder) / STUDY).stat().st_mtime_ns), task.cell, task.seeds)
 
 
 @functools.lru_cache(maxsize=1)
-def _desk(folder: str) -> Desk:
+def _desk(folder: str, written: int) -> Desk:
+    """Of a study that was written at some time: it may be extended, or replaced, within one process."""
     return Desk(folder)
 
 
@@ -123,20 +123,20 @@ def _features(desk: Desk, cell: Cell, way: FeatureStrategy, seed: int) -> tuple[
     def predict(train: np.ndarray, rows: np.ndarray) -> Said:
         return predict_in_unit(fit_regressor(way.regressor, table[train], values[train], seed), table[rows], target)
 
-    return _row(desk, cell, seed, _regressed(desk, cell, seed, predict, table), sources)
+    return _row(desk, cell, seed, _regressed(desk, cell, seed, predict), sources)
 
 
-def _regressed(desk: Desk, cell: Cell, seed: int, predict: Predict, table: np.ndarray | None = None) -> RunPredictions:
+def _regressed(desk: Desk, cell: Cell, seed: int, predict: Predict) -> RunPredictions:
     """Of a regressor, from what it says of some rows after it was fitted to others."""
     split, trials = desk.split(cell.target, cell.size, seed), desk.trials(cell.target, cell.size, seed)
     if desk.study.folds:
         held = [predict(trial.train, trial.val) for trial in trials]
-        test = predict(_learnt_from(desk, split), split.test)
+        test = predict(np.concatenate([split.train, split.val]), split.test)
     else:  # one fit for both
         mean, std = predict(split.train, np.concatenate([split.val, split.test]))
         n = len(split.val)
         held, test = [(mean[:n], std[:n])], (mean[n:], std[n:])
-    return _predictions(desk, split, trials, test, held, table)
+    return _predictions(split, trials, test, held)
 
 
 def _fine_tuned(desk: Desk, cell: Cell, way: Strategy, seeds: Sequence[int]) -> list[tuple[Row, RunPredictions]]:
@@ -174,7 +174,7 @@ def _trained(
     best: dict[int, list[tuple[Job, Trained]]] = {}
     for seed in seeds:
         of_seed = [(job, one) for job, one in zip(jobs, trained, strict=True) if job.seed == seed]
-        best[seed] = [min(of_seed, key=lambda pair: _score(pair[1]))]
+        best[seed] = [min(of_seed, key=lambda pair: pair[1].best_score)]
     # The other networks of a run: of its other folds, or of the same crystals with other seeds.
     others = {seed: trials[seed][1:] or (study.members - 1) * trials[seed] * way.trains for seed in seeds}
     further = [
@@ -185,8 +185,6 @@ def _trained(
         more = fine_tune(dataset, (target,), way, models, further, config, model_config=study.model)
         for job, one in zip(further, more, strict=True):
             best[job.seed % 1000].append((job, one))
-    first = dict(list(sources.items())[:1])
-    table = desk.embedded(cell.target, first, FEATURES) if first else None
 
     def said(some: Sequence[tuple[Job, Trained]], rows: np.ndarray) -> Said:
         """Mean and standard deviation of some networks."""
@@ -211,7 +209,7 @@ def _trained(
                                  pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, cell.size),
                                             dataset.graph.places), 0))  # fmt: skip
         out[seed] = _row(
-            desk, cell, seed, _predictions(desk, split, trials[seed], said(networks, split.test), held, table), sources,
+            desk, cell, seed, _predictions(split, trials[seed], said(networks, split.test), held), sources,
             learning_rate=job.learning_rate if way.trains else float("nan"), epochs=one.best_epoch,
             updates=len(one.history) * batches,
         )  # fmt: skip
@@ -258,24 +256,8 @@ def _member(models: Sequence[Model], seed: int) -> int:
     return seed % len(models[0].members) if models else 0
 
 
-def _score(trained: Trained) -> float:
-    """Lowest validation score, by which the learning rate is chosen."""
-    scores = [row["val_score"] for row in trained.history if np.isfinite(row["val_score"])]
-    return min(scores, default=float("inf"))
-
-
-def _learnt_from(desk: Desk, split: Split) -> np.ndarray:
-    """Rows that a run has learnt from in the end."""
-    return np.concatenate([split.train, split.val]) if desk.study.folds else split.train
-
-
-def _predictions(
-    desk: Desk, split: Split, trials: Sequence[Split], test: Said, held: Sequence[Said], table: np.ndarray | None
-) -> RunPredictions:
-    """Of test crystals, and of what each trial validated; novelty by the activations in a table."""
-    novelty = np.full(len(split.test), np.nan)
-    if table is not None:
-        novelty = fit_novelty(table[_learnt_from(desk, split)]).score(table[split.test])
+def _predictions(split: Split, trials: Sequence[Split], test: Said, held: Sequence[Said]) -> RunPredictions:
+    """Of test crystals, and of what each trial validated."""
     rows = np.concatenate([trial.val for trial in trials])
     val, val_std = (np.concatenate(parts) for parts in zip(*held, strict=True))
-    return RunPredictions(split.test, *test, rows, val, val_std, novelty)
+    return RunPredictions(split.test, *test, rows, val, val_std)

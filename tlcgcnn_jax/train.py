@@ -166,7 +166,8 @@ class Trained:
         variables: {"params", "batch_stats"} that are kept: the best by validation score, or the last ones where nothing
             is held out or the settings say so.
         normaliser: Fitted on the training rows.
-        history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate, seconds.
+        history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate; of networks that are trained
+            one after the other crystals_per_second and seconds, too.
         best_epoch: The one that is kept, counted from 1.
         last: Variables after the last epoch.
     """
@@ -176,6 +177,11 @@ class Trained:
     history: list[dict[str, float]]
     best_epoch: int
     last: Variables
+
+    @property
+    def best_score(self) -> float:
+        """Lowest validation score of all epochs; infinite without any."""
+        return min((row["val_score"] for row in self.history if math.isfinite(row["val_score"])), default=math.inf)
 
 
 def train(

@@ -14,7 +14,7 @@ OnEpoch = Callable[[dict[str, float]], None]
 
 
 class Interrupts:
-    """Ctrl-C ends a run after the epoch, when everything is on its way to the disk; a second one ends it at once.
+    """Ctrl-C ends a run after the epoch or the part, when everything is on its way to the disk; a second one at once.
 
     An exception at any moment could leave the threads that write checkpoints waiting for each other.
     """
@@ -35,7 +35,7 @@ class Interrupts:
             for show in shows:
                 if show:
                     show(row)
-            self._stop()
+            self.stop()
 
         return on_epoch
 
@@ -43,16 +43,17 @@ class Interrupts:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
         if kind is None:
-            self._stop()
+            self.stop()
 
     def _note(self, *_: object) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
         # Not `print`, which may be what was interrupted.
-        os.write(2, b"\nstopping after this epoch; Ctrl-C again stops at once\n")
+        os.write(2, b"\nstopping after this epoch or part; Ctrl-C again stops at once\n")
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the run if that was asked for."""
         if self._asked:
             raise KeyboardInterrupt
 

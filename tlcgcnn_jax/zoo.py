@@ -106,6 +106,10 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
             broken.append(name)
             logger.warning("source %s is left out: %s", name, error)
             continue
+        if model.model.sources > 1:
+            broken.append(name)
+            logger.warning("source %s is left out: it is a mixture of sources; give these, each on its own", name)
+            continue
         found[f"{place.resolve().name}/{name}" if name in found else name] = model
     if len(found) == len(shipped()):
         told = f"; left out as broken: {', '.join(broken)}" if broken else ""
