@@ -1,6 +1,6 @@
 """The model that users pass around: one folder with settings, weights, metrics and a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,16 @@ def write_card(kind: str, about: list[str], model: Any) -> str:
     lines += ["", "```python", "import tlcgcnn_jax", "", 'model = tlcgcnn_jax.load_model("PATH OF THIS FOLDER")']
     lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
     return "\n".join(lines)
+
+
+def target_metrics(metrics: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
+    """Metrics of a run or model by target, then by part of the data: of one target they stand alone.
+
+    Example:
+        >>> target_metrics({"test": {"mae": 0.1}}, [Target("k")])
+        {'k': {'test': {'mae': 0.1}}}
+    """
+    return metrics.get("targets") or {targets[0].name: dict(metrics)}
 
 
 def _check_shapes(model: Model, folder: Path) -> None:

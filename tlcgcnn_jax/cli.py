@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on 120 textbook crystals, offline")
+    demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on textbook crystals, offline")
     demo.add_argument("--out", type=Path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
     demo.add_argument("--repeats", type=int, default=3, help="times the folds are drawn anew (default: %(default)s)")
 
@@ -257,13 +257,14 @@ def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None
 
 def run_models(_: argparse.Namespace, __: argparse.ArgumentParser) -> None:
     """`tlcgcnn models`."""
+    from tlcgcnn_jax.bundle import target_metrics
     from tlcgcnn_jax.zoo import load_source, shipped
 
     print(f"{'name':<24} {'property':<32} {'unit':<8} {'crystals':>8}  test error")
     for name in shipped():
         model = load_source(name)
         for target in model.targets:
-            test = model.metrics.get("targets", {}).get(target.name, model.metrics).get("test", {})
+            test = target_metrics(model.metrics, model.targets)[target.name].get("test", {})
             error = f"MAE {test['mae']:.4f}" if "mae" in test else f"ROC-AUC {test.get('roc_auc', float('nan')):.3f}"
             crystals = model.notes.get("crystals trained on", 0)
             print(f"{name:<24} {target.name:<32} {target.unit:<8} {crystals:>8,}  {error}")
@@ -320,8 +321,10 @@ def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
 
 def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
     """Errors in the target's unit, and where everything lies."""
+    from tlcgcnn_jax.bundle import target_metrics
+
     _tell_skipped(skipped, result.folder / "skipped.csv")
-    tables = result.metrics.get("targets") or {result.model.targets[0].name: result.metrics}
+    tables = target_metrics(result.metrics, result.model.targets)
     for target in result.model.targets:
         for part, values in tables[target.name].items():
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())

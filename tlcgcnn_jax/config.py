@@ -212,7 +212,7 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "settings") ->
     """Settings from a dictionary; an unknown key is an error, a missing one takes its default.
 
     Args:
-        kind: One of the dataclasses of this file.
+        kind: A dataclass whose values JSON can hold.
         values: What `to_dict` gave, possibly through JSON.
         where: Named in the error message.
 

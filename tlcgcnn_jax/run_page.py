@@ -10,7 +10,7 @@ import numpy as np
 
 from tlcgcnn_jax import plots
 from tlcgcnn_jax.blending import CHOICE
-from tlcgcnn_jax.bundle import calibration_from_json
+from tlcgcnn_jax.bundle import calibration_from_json, target_metrics
 from tlcgcnn_jax.config import Target, from_dict
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import read_json, read_object
@@ -43,7 +43,7 @@ def run_page(folder: Path, drawn: Path) -> str:
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'}: damaged: no list of targets in it") from error
     outcomes = read_outcomes(_csv(folder / "test_results.csv"), targets, str(folder / "test_results.csv"))
-    each = metrics.get("targets") or {targets[0].name: metrics}
+    each = target_metrics(metrics, targets)
     pictures = draw(drawn, history, outcomes)
     figures = [figure(picture.path, picture.alt, picture.caption) for picture in pictures]
     versions = settings.pop("versions", {})

@@ -220,7 +220,7 @@ DEEP = {
 
 
 def strategy_names(convolutions: int = ModelConfig.convolutions) -> tuple[str, ...]:
-    """Names of all ways to fine-tune one source.
+    """Names of all ways to train a network, from one source, several or none.
 
     Example:
         >>> [name for name in strategy_names(2) if name.startswith("freeze")]

@@ -4,7 +4,8 @@
 
 For each fold the other folds' rows are given; a seeded tenth of them, by formula, validates, and the fold's rows are
 predicted once. OUT/WAY/fold_K.json holds a finished fold, and the same command goes on with the others;
-OUT/WAY/results.json.gz holds all of them as matbench writes results, OUT/results.csv the errors.
+OUT/WAY/results.json.gz holds all of them as matbench writes results, OUT/results.csv the errors and OUT/folds.png
+their picture.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import fnmatch
 import gzip
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
+from tlcgcnn_jax.figure import GREY, INK, VERMILLION, picture
 from tlcgcnn_jax.files import to_json, write_whole
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.machine import processor, versions
@@ -33,6 +36,7 @@ TARGET, FOLD = Target("log10_K_VRH", unit="log10 GPa"), "matbench_fold"
 BENCHMARK, TASK = "matbench_v0.1", "matbench_log_kvrh"
 OWN_PROPERTY = ("*elastic*", "*kvrh*", "*gvrh*", "*bulk_modulus*")  # sources that learnt moduli
 SCRATCH = "scratch"
+PUBLISHED = {"CGCNN": 0.0712, "best of the leaderboard": 0.0491}  # MAE of all 10,987 rows
 NETWORKS, CONFIG = 3, TrainConfig(epochs=50, batch_size=64, learning_rate=3e-3)  # of both ways
 
 
@@ -164,6 +168,23 @@ def write_results(out: Path, ways: tuple[str, ...]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()})
+    draw(out / "folds.png", rows, ways)
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> None:
+    """The error of each fold by way, with those published for the whole task as lines."""
+    with picture(path, 6.6, 2.6) as figure:
+        axes = figure.add_subplot()
+        for place, (way, colour) in enumerate(zip(ways, (GREY, VERMILLION), strict=True)):
+            mae = [row["mae"] for row in rows if row["way"] == way]
+            axes.scatter(mae, [place] * len(mae), s=46, color=colour, alpha=0.6, linewidth=0)
+            axes.scatter(np.mean(mae), place, s=260, marker="|", color=colour, linewidth=2.5)
+        for name, value in PUBLISHED.items():
+            axes.axvline(value, color=INK, linewidth=1, linestyle="--")
+            axes.annotate(f"{name}, all rows", (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                          textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+        axes.set(xlabel="test MAE of a fold (log10 GPa), mean as a bar", ylim=(-0.6, len(ways) - 0.4))
+        axes.set_yticks(range(len(ways)), ways)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the work folder and not repeated. Writes results.csv and ties.png beside this fi
 
 import argparse
 import csv
-import platform
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.figure import picture
+from tlcgcnn_jax.machine import processor
 from tlcgcnn_jax.run import fit
 from tlcgcnn_jax.splits import Split, random_split
 
@@ -71,10 +71,19 @@ def one_run(options: argparse.Namespace, ties: str, seed: int) -> dict[str, obje
     print(f"{out}: {time.perf_counter() - began:.0f} s")
     places = int(dataset.n_row.sum()) * dataset.graph.places / int(dataset.n_atom.sum())
     seconds = float(np.median([row["seconds"] for row in result.history]))
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    machine = cpu[0].split(":")[1].strip() if cpu else platform.machine()
     test = result.metrics["test"]
-    values = (ties, seed, SIZE, len(split.test), options.epochs, test["mae"], test["rmse"], seconds, places, machine)
+    values = (
+        ties,
+        seed,
+        SIZE,
+        len(split.test),
+        options.epochs,
+        test["mae"],
+        test["rmse"],
+        seconds,
+        places,
+        processor(),
+    )
     return dict(zip(FIELDS, values, strict=True))
 
 
