@@ -25,10 +25,10 @@ class Checkpoints:
         ({'epoch': 1}, [1.0, 1.0])
     """
 
-    def __init__(self, folder: str | Path, keep: int = 1) -> None:
+    def __init__(self, folder: str | Path) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:

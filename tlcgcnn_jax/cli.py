@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     transfer.add_argument("--sources", type=Path, metavar="DIR", help="further models for `--source auto`")
     transfer.add_argument(
         "--top", type=int, metavar="N",
-        help="sources that a strategy of several takes (default: all; with `--source auto` 5 in a mixture)",
+        help="sources that a strategy of several takes (default: all; with `--source auto` 5 where all is trained)",
     )  # fmt: skip
     transfer.add_argument(
         "--strategy", default="full", metavar="NAME",

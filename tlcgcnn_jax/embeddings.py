@@ -1,7 +1,6 @@
 """What source networks make of crystals: activations that serve as features for a regressor or a ranking."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,6 @@ from tlcgcnn_jax.outputs import prefix_features
 LAYERS = ("pooled", "hidden", "output")
 DESCRIPTORS = "descriptors"  # of the crystal itself, whatever the source
 FEATURES = ("pooled", "hidden")  # the output is the source's property, which these hold already
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """Embeddings of some crystals by several sources, side by side.
-
-    Attributes:
-        blocks: Columns of each source.
-        values: float32 [n, d].
-    """
-
-    blocks: dict[str, slice]
-    values: np.ndarray
 
 
 def embed(model: Model, dataset: CrystalDataset, layers: Sequence[str] = FEATURES, member: int = 0) -> np.ndarray:
@@ -60,13 +46,16 @@ def embed(model: Model, dataset: CrystalDataset, layers: Sequence[str] = FEATURE
     return np.concatenate([found[layer] for layer in layers], axis=1)
 
 
-def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequence[str] = FEATURES) -> Embedded:
+def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequence[str] = FEATURES) -> np.ndarray:
     """Embeddings by several sources, side by side.
 
     Args:
         sources: Models by name; of an ensemble, the first network counts. None are needed for descriptors alone.
         crystals: With the graph settings of every source, or the default ones where there is none.
-        layers: As in `embed`; "descriptors" adds those of `descriptors.descriptors`, once, as a block of that name.
+        layers: As in `embed`; "descriptors" adds those of `descriptors.descriptors`, once, at the end.
+
+    Returns:
+        float32 [n, d], source by source.
 
     Raises:
         InputError: As in `embed`, and a source whose graph settings the crystals do not have; the source is named.
@@ -75,19 +64,17 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
         >>> from tlcgcnn_jax import load_model, textbook_records
         >>> from tlcgcnn_jax.graph_sets import pack_graphs
         >>> model = load_model("mp-formation-energy")
-        >>> embed_many({"energy": model}, pack_graphs(textbook_records()[:3], [model.graph])).blocks
-        {'energy': slice(0, 192, None)}
+        >>> embed_many({"energy": model}, pack_graphs(textbook_records()[:3], [model.graph])).shape
+        (3, 192)
     """
     own = tuple(layer for layer in layers if layer != DESCRIPTORS)
     if own and not sources:
         raise InputError("no source to embed with: give at least one model")
-    parts = {name: embed(model, graphs_for(name, model, crystals), own) for name, model in sources.items() if own}
+    parts = [embed(model, graphs_for(name, model, crystals), own) for name, model in sources.items() if own]
     if own != tuple(layers):
         first = graphs_for(*next(iter(sources.items())), crystals) if sources else crystals[GraphConfig()]
-        parts[DESCRIPTORS] = descriptors(first).values.astype(np.float32)
-    ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
-    blocks = {name: slice(end - parts[name].shape[1], end) for name, end in zip(parts, ends, strict=True)}
-    return Embedded(blocks, np.concatenate(list(parts.values()), axis=1))
+        parts.append(descriptors(first).values.astype(np.float32))
+    return np.concatenate(parts, axis=1)
 
 
 def graphs_for(name: str, model: Model, crystals: GraphSets) -> CrystalDataset:

@@ -99,7 +99,7 @@ class FeatureModel:
         Raises:
             InputError: Crystals without the graphs of a source, which is named.
         """
-        return embed_many(self.sources, crystals, self.layers).values
+        return embed_many(self.sources, crystals, self.layers)
 
     def save(self, folder: str | Path) -> Path:
         """Write config.json, table.npz, the sources and README.md; a folder that holds such a model is renewed.
@@ -165,7 +165,7 @@ def make_feature_model(
     some = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
     labels = transform_labels(np.asarray(some.datasets[0].targets), targets)
     known = np.flatnonzero(np.isfinite(labels).any(1))
-    x = embed_many(sources, some, layers).values
+    x = embed_many(sources, some, layers)
     return FeatureModel(dict(sources), layers, targets, regressor, seed, x[known], labels[known])
 
 

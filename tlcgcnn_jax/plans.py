@@ -175,7 +175,8 @@ class NetworksPlan:
         if self.account is None:
             return []
         phases, first = self.strategy.phases(self.lesson.config.epochs), 1
-        out = [f"{self.strategy.name} from {' + '.join(self.sources)}:\n{self.account}"]
+        summary = f"  {self.strategy.summary}\n" if self.strategy.summary else ""
+        out = [f"{self.strategy.name} from {' + '.join(self.sources)}:\n{summary}{self.account}"]
         for epochs, rates in phases if len(phases) > 1 else []:
             told = ", ".join(f"{pattern} {'frozen' if not rate else f'x{rate:g}'}" for pattern, rate in rates)
             out.append(f"  epochs {first} to {first + epochs - 1}: {told}")
@@ -335,9 +336,9 @@ class CommitteePlan:
         """Train the parts, one after the other; each counts as much as its errors on validation crystals allow."""
         parts: dict[str, Made] = {}
         for index, (name, part) in enumerate(self.parts.items()):
+            at.interrupts.stop()
             first = len({row["member"] for made in parts.values() for row in made.history})
             parts[name] = part.make(replace(at, part=f"part_{index}", first=first))
-            at.interrupts.stop()
         models = {name: made.model for name, made in parts.items()}
         said, labels = {name: made.held for name, made in parts.items()}, self.lesson.labels(self.lesson.held)
         model: AnyModel

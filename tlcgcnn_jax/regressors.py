@@ -30,13 +30,11 @@ class Regressor:
     Attributes:
         name: Short name.
         summary: One sentence for people.
-        spread: Whether it gives a standard deviation with each prediction.
         fit: From standardised x [n, d], standardised y [n] and a seed to a prediction and the settings chosen.
     """
 
     name: str
     summary: str
-    spread: bool
     fit: Fit
 
 
@@ -302,14 +300,14 @@ def _boosted(model: Any, x: np.ndarray) -> tuple[np.ndarray, None]:
 REGRESSORS = {
     regressor.name: regressor
     for regressor in (
-        Regressor("mean", "mean of the training labels", False, _mean),
-        Regressor("median", "median of the training labels", False, _median),
-        Regressor("ridge", "linear, with a penalty on the squares of its coefficients", False, _ridge),
-        Regressor("lasso", "linear, with a penalty on the sizes of its coefficients", False, _lasso),
-        Regressor("svr", "support vectors with a Matérn kernel", False, _svr),
-        Regressor("gp", "Gaussian process with a Matérn kernel", True, _gp),
-        Regressor("forest", "extremely randomised trees", True, _forest),
-        Regressor("boosting", "gradient-boosted trees on the absolute error", False, _boosting),
+        Regressor("mean", "mean of the training labels", _mean),
+        Regressor("median", "median of the training labels", _median),
+        Regressor("ridge", "linear, with a penalty on the squares of its coefficients", _ridge),
+        Regressor("lasso", "linear, with a penalty on the sizes of its coefficients", _lasso),
+        Regressor("svr", "support vectors with a Matérn kernel", _svr),
+        Regressor("gp", "Gaussian process with a Matérn kernel", _gp),
+        Regressor("forest", "extremely randomised trees", _forest),
+        Regressor("boosting", "gradient-boosted trees on the absolute error", _boosting),
     )
 }  # fmt: skip
 

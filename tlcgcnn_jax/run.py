@@ -147,7 +147,8 @@ def transfer(
             of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
-        top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 in a mixture.
+        top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 of a
+            mixture of which all is trained.
         split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals.
         deal: Whether what is learnt in the end may hold the validation crystals too. Regressors, which do not need them
             to know when to stop, are then fitted to them as well, and a weighted mean ("auto", "blend:…") of 25 to

@@ -21,7 +21,7 @@ from tlcgcnn_jax.zoo import find_sources, load_source
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-MOST_MIXED = 5  # sources of a mixture that was not named
+MOST_MIXED = 5  # sources of a mixture that was not named, where all of them are trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class SourceChoice:
         rows: Training rows; no other label is looked at.
         seed: Of the ranking's folds.
         top: Take so many of the best, where several are taken; default: all that were named, and of others 5 for
-            mixtures and all for features.
+            mixtures of which all is trained, and all for the rest.
         progress: Show a bar.
 
     Raises:
@@ -138,17 +138,32 @@ class SourceChoice:
         if way.sources == 1:
             return self._first(self._ordered(self._auto or len(self.models) > 1), 1)
         ordered = self._ordered(self._auto or self._top is not None or len({*map(_body, self.models.values())}) > 1)
-        best = next(iter(ordered.values()))
-        alike = {name: model for name, model in ordered.items() if _body(model) == _body(best)}
-        if others := [name for name in ordered if name not in alike]:
+        alike = mixable(ordered, way, self._auto and self._top is None)
+        if others := [name for name in ordered if _body(ordered[name]) != _body(next(iter(alike.values())))]:
             logger.warning("%s left out: other graphs or sizes than those of %s", _listed(others), next(iter(alike)))
-        return self._first(alike, self._top or (MOST_MIXED if self._auto else None))
+        return self._first(alike, self._top)
 
     def _ordered(self, rank: bool) -> dict[str, Model]:
         return {score.name: self.models[score.name] for score in self.ranking} if rank else self.models
 
     def _first(self, models: dict[str, Model], count: int | None) -> dict[str, Model]:
         return dict(list(models.items())[:count])
+
+
+def mixable(ranked: Mapping[str, Model], way: Strategy, few: bool = True) -> dict[str, Model]:
+    """Of ranked sources those that one network can join: the largest group that agrees in graphs and sizes.
+
+    Args:
+        ranked: By name, best first. Of groups of one size that of the better source is taken.
+        way: What is done with the mixture.
+        few: Take the best 5 of them where everything is trained, which takes as long as that many networks.
+    """
+    groups: dict[Any, dict[str, Model]] = {}
+    for name, model in ranked.items():
+        groups.setdefault(_body(model), {})[name] = model
+    alike = max(groups.values(), key=len)
+    everything_trained = any(rate and pattern == "*" for pattern, rate in way.rates)
+    return dict(list(alike.items())[:MOST_MIXED]) if few and everything_trained else alike
 
 
 def _named(source: Any) -> tuple[str, Any]:

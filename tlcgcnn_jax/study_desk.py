@@ -175,7 +175,7 @@ class Desk:
     def embedded(self, name: str, sources: Mapping[str, Model], layers: tuple[str, ...]) -> np.ndarray:
         """What sources make of the crystals of a target, [n, d]."""
         key = ("embedded", name, tuple(sources), layers)
-        return self.keep(key, lambda: embed_many(sources, self.graph_sets(name, sources), layers).values)
+        return self.keep(key, lambda: embed_many(sources, self.graph_sets(name, sources), layers))
 
     def training(self, size: int) -> TrainConfig:
         """How networks are trained on so many crystals: as many updates for every strategy."""

@@ -23,6 +23,7 @@ from tlcgcnn_jax.model import build_network
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.regressors import fit_regressor
 from tlcgcnn_jax.results import STUDY, Row, RunPredictions
+from tlcgcnn_jax.source_choice import mixable
 from tlcgcnn_jax.splits import Split, overlap
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import learnt_target
@@ -30,7 +31,6 @@ from tlcgcnn_jax.study_desk import Desk
 from tlcgcnn_jax.study_grid import ALL, Cell
 from tlcgcnn_jax.train import Trained
 
-MOST_MIXED = 5  # sources that a mixture takes when it is trained as a whole
 Said = tuple[np.ndarray, np.ndarray]  # mean and standard deviation, [n] each
 Predict = Callable[[np.ndarray, np.ndarray], Said]  # from rows to fit to and rows to predict
 
@@ -142,7 +142,7 @@ def _regressed(desk: Desk, cell: Cell, seed: int, predict: Predict) -> RunPredic
 def _fine_tuned(desk: Desk, cell: Cell, way: Strategy, seeds: Sequence[int]) -> list[tuple[Row, RunPredictions]]:
     chosen = {seed: desk.sources(cell, seed) if cell.kind == "transfer" else {} for seed in seeds}
     if way.sources != 1:
-        chosen = {seed: _mixable(sources, way) for seed, sources in chosen.items()}
+        chosen = {seed: mixable(sources, way) for seed, sources in chosen.items()}
     out: dict[int, tuple[Row, RunPredictions]] = {}
     for names in dict.fromkeys(tuple(sources) for sources in chosen.values()):
         some = [seed for seed in seeds if tuple(chosen[seed]) == names]
@@ -237,18 +237,6 @@ def ensemble(
     row, predictions = _row(desk, cell, seed, combined, {}, updates=sum(part.updates for part in rows), epochs=0)
     seconds = sum(part.seconds for part in rows)
     return replace(row, seconds=seconds, overlap=max(overlaps, default=float("nan"))), predictions
-
-
-def _mixable(sources: Mapping[str, Model], way: Strategy) -> dict[str, Model]:
-    """Of ranked sources the largest group that agrees in graphs and bodies; few of it where all are trained."""
-    groups: dict[Any, dict[str, Model]] = {}
-    for name, model in sources.items():
-        body = (model.model.width, model.model.convolutions, model.model.gaussian_step, model.model.gaussian_max)
-        kind = (replace(model.graph, places=GraphConfig.places), *body)
-        groups.setdefault(kind, {})[name] = model
-    alike = max(groups.values(), key=len)  # of equally large ones the group of the better source
-    everything_trained = any(rate and pattern == "*" for pattern, rate in way.rates)
-    return dict(list(alike.items())[:MOST_MIXED]) if everything_trained else alike
 
 
 def _member(models: Sequence[Model], seed: int) -> int:
