@@ -130,6 +130,7 @@ def test_matbench_results(tmp_path):
     assert set(task["results"]) == {"fold_0", "fold_1"}
     assert all(set(fold) == {"data", "parameters", "scores"} for fold in task["results"].values())
     assert [float(row["mae"]) for row in rows_of(tmp_path / "results.csv")] == [0.1, 0.2]
+    assert (tmp_path / "folds.png").stat().st_size > 1000
 
 
 def test_the_readme_tells_what_the_demonstration_gave():
@@ -142,7 +143,7 @@ def test_the_readme_tells_what_the_demonstration_gave():
                    zip((scratch, full), means, strict=True)]  # fmt: skip
         cells = [f"{mean:g} ± {spread}" for mean, spread in zip(means, spreads, strict=True)]
         (line,) = [one for one in told.splitlines() if one.startswith(f"| {full['target'].lower()} ({full['unit']})")]
-        found = [cell.strip(" *") for cell in line.split("|")[2:5]]
+        found = [cell.strip(" *") for cell in line.split("|")[2:7]]
         low, high = (f"{full[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain_high"))
         gain = f"{full['gain_percent']:.0f} % ({low} to {high})".replace("-", "−")
-        assert found == [*cells, gain]
+        assert found == [*cells, gain, f"{full['p_value']:.2g}", full["verdict"]]

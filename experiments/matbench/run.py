@@ -175,7 +175,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> 
     """The error of each fold by way, with those published for the whole task as lines."""
     with picture(path, 6.6, 2.6) as figure:
         axes = figure.add_subplot()
-        for place, (way, colour) in enumerate(zip(ways, (GREY, VERMILLION), strict=True)):
+        for place, (way, colour) in enumerate(zip(ways, (GREY, VERMILLION), strict=False)):
             mae = [row["mae"] for row in rows if row["way"] == way]
             axes.scatter(mae, [place] * len(mae), s=46, color=colour, alpha=0.6, linewidth=0)
             axes.scatter(np.mean(mae), place, s=260, marker="|", color=colour, linewidth=2.5)
