@@ -162,7 +162,7 @@ def write_results(out: Path, ways: tuple[str, ...]) -> None:
             for fold, one in found.items()
         ]
         mae = [one["scores"]["mae"] for one in found.values()]
-        print(f"{way}: mean MAE of {len(mae)} folds {np.mean(mae):.4f} ± {np.std(mae):.4f} log10 GPa")
+        print(f"{way}: mean MAE of {len(mae)} folds {np.mean(mae):.4f} ± {np.std(mae, ddof=1):.4f} log10 GPa")
     with open(out / "results.csv", "w", newline="") as handle:
         writer = csv.DictWriter(handle, tuple(rows[0]), lineterminator="\n")
         writer.writeheader()
