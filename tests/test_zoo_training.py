@@ -74,7 +74,7 @@ def test_every_source_is_complete(zoo):
     names = list(sources)
     for name, source in sources.items():
         assert source.data and source.licence and source.attribution and source.files and source.targets, name
-        assert not source.start or source.start in names[: names.index(name)], f"{name} starts from what comes later"
+        assert set(source.starts) <= set(names[: names.index(name)]), f"{name} starts from what comes later"
         for target in source.targets:
             dimensionless = target.kind == "classification" or target.name.startswith("eps_")
             assert bool(target.unit) != dimensionless, f"{name}: {target}"
@@ -221,33 +221,35 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
     assert zoo.train.load_start(name, tmp_path / "runs").formulas == model.formulas
 
 
-def test_rounds_of_a_source_make_an_ensemble(zoo, tmp_path, monkeypatch, quick_compilation):
-    """Each round starts where the one before ended, the head included; the last round comes first."""
+def test_several_starts_make_an_ensemble(zoo, tmp_path, monkeypatch, quick_compilation):
+    """A network from each, in rounds that start where the one before ended, the head included."""
     monkeypatch.setattr(zoo.train, "split_by_formula", lambda formulas: toy.SPLIT)
-    toy.source().save(tmp_path / "start")
+    for number, name in enumerate(("a", "b")):
+        toy.source(number).save(tmp_path / name)
     source = zoo.sources.Source(
-        "x", (), (toy.ENERGY,), replace(toy.CONFIG, epochs=2), "", "", "", start="start", restarts=2
+        "x", (), (toy.ENERGY,), replace(toy.CONFIG, epochs=2), "", "", "", starts=("a", "b"), rounds=2
     )
     packed = zoo.sources.Packed(toy.dataset(), {"kept": toy.N, "read": toy.N, "held out": 0})
     result = zoo.train.train(source, packed, tmp_path / "x")
-    rounds = [load_bundle(tmp_path / f"x-round-{number}") for number in range(3)]
-    assert [one.notes["strategy"] for one in rounds] == ["full", "go_on", "go_on"]
-    for network, one in zip(result.model.members, reversed(rounds), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, network, one.members[0])
-    each = np.stack([predict(one, toy.dataset()).mean for one in rounds])
+    lines = [[load_bundle(tmp_path / f"x-from-{name}-round-{number}") for number in range(2)] for name in "ab"]
+    assert [[one.notes["strategy"] for one in line] for line in lines] == [["full", "go_on"]] * 2
+    for network, line in zip(result.model.members, lines, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, network, line[-1].members[0])
+    each = np.stack([predict(line[-1], toy.dataset()).mean for line in lines])
     np.testing.assert_allclose(result.predictions.mean, each.mean(0), rtol=1e-5)
-    assert [row["epoch"] for row in result.history] == list(range(1, 7)) and result.model.calibration
+    assert [(row["member"], row["epoch"]) for row in result.history] == [(m, e) for m in (0, 1) for e in (1, 2, 3, 4)]
+    assert [row["epoch"] > 2 for row in result.history if row["kept"]] == [True, True] and result.model.calibration
     # An epoch at rate zero: what a round starts from.
-    still = replace(source, training=replace(source.training, epochs=1, learning_rate=1e-30, weight_decay=0.0))
-    zoo.train.train(still, packed, tmp_path / "y")
-    first, second = (load_bundle(tmp_path / f"y-round-{number}").members[0]["params"] for number in (0, 1))
+    still = replace(source.training, epochs=1, learning_rate=1e-30, weight_decay=0.0)
+    zoo.train.train(replace(source, name="y", starts=("a",), training=still), packed, tmp_path / "y")
+    first, second = (load_bundle(tmp_path / f"y-from-a-round-{n}").members[0]["params"] for n in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     with pytest.raises(InputError, match="is not empty"):
         zoo.train.train(source, packed, tmp_path / "x")
     again = zoo.train.train(source, packed, tmp_path / "x", resume=True)
     np.testing.assert_array_equal(again.predictions.mean, result.predictions.mean)
-    with pytest.raises(InputError, match="restarts need a start"):
-        replace(source, start="")
+    with pytest.raises(InputError, match="several only from a start"):
+        replace(source, starts=())
 
 
 def test_a_start_that_has_seen_test_formulas_is_refused(zoo, tmp_path):

@@ -44,9 +44,9 @@ class Source:
         data: What the data are, for the card.
         licence: Of the data.
         attribution: Whom to cite for them.
-        start: Source model that all weights but the head start from; "" for fresh ones.
-        restarts: So often all of it is trained further in the end, with the rate's schedule anew. The networks of all
-            these rounds, the last one first, are the ensemble that is shipped.
+        starts: Source models that all weights but the head start from, each a network of its own: of several an
+            ensemble is shipped. () for one with fresh weights.
+        rounds: So often a network is trained, each time from where it ended before, with the rate's schedule anew.
         held_out: Which formulas no crystal may have, a key of `HELD_OUT`.
     """
 
@@ -57,15 +57,15 @@ class Source:
     data: str
     licence: str
     attribution: str
-    start: str = ""
-    restarts: int = 0
+    starts: tuple[str, ...] = ()
+    rounds: int = 1
     held_out: str = "all"
 
     def __post_init__(self) -> None:
         if self.held_out not in HELD_OUT:
             raise InputError(f"{self.name}: held_out is {self.held_out!r}: use one of {', '.join(HELD_OUT)}")
-        if self.restarts and not self.start:
-            raise InputError(f"{self.name}: restarts need a start")
+        if self.rounds < 1 or (self.rounds > 1 and not self.starts):
+            raise InputError(f"{self.name}: {self.rounds} rounds: at least one, and several only from a start")
 
 
 @dataclass(frozen=True)

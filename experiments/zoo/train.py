@@ -6,7 +6,7 @@
 DATA is the folder of the data sets. Their crystals are packed once, beside the run (in packed/NAME);
 with --pack-only nothing else is done. On a machine that has the packed datasets alone DATA is the folder `packed`.
 A source that starts from another one takes it from beside the run, or from those shipped; rounds of a source with
-restarts lie beside the run, too. A killed run goes on with --resume.
+several lie beside the run, too. A killed run goes on with --resume.
 """
 
 import argparse
@@ -69,42 +69,57 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
 
 
 def train(source: Source, packed: Packed, out: Path, resume: bool = False) -> Result:
-    """Train a source from scratch, or all of the one that it starts from.
+    """Train a source from scratch, or all of those that it starts from, in one round or several.
 
     Raises:
-        InputError: The one to start from is not there, or has seen formulas that test here.
+        InputError: One to start from is not there, or has seen formulas that test here.
     """
     dataset = packed.dataset
     common: dict[str, Any] = {
         "split": split_by_formula(dataset.formulas), "config": source.training, "out": out, "resume": resume,
         "progress": True,
     }  # fmt: skip
-    if not source.start:
+    if not source.starts:
         return fit(dataset, source.targets, **common)
-    start = load_start(source.start, out.parent)
+    starts = {name: load_start(name, out.parent) for name in source.starts}
     from_start = {**common, "seeds": 1, "tell": print}
-    if not source.restarts:
-        return transfer(dataset, {source.start: start}, "full", source.targets, **from_start)
+    if len(starts) == source.rounds == 1:
+        return transfer(dataset, starts, "full", source.targets, **from_start)
+    lines = [
+        train_rounds(source, dataset, name, start, 100 * number, from_start)
+        for number, (name, start) in enumerate(starts.items())
+    ]
+    return together(source, dataset, lines, common)
+
+
+def train_rounds(
+    source: Source, dataset: CrystalDataset, name: str, start: Model, seed: int, common: dict[str, Any]
+) -> list[Result]:
+    """The rounds of the network that starts from one source, each in a folder beside the run."""
     rounds: list[Result] = []
-    for number in range(source.restarts + 1):
+    for number in range(source.rounds):
         again = {
-            **from_start, "out": out.with_name(f"{out.name}-round-{number}"),
-            "config": replace(source.training, seed=source.training.seed + number),
+            **common, "out": common["out"].with_name(f"{source.name}-from-{name}-round-{number}"),
+            "config": replace(source.training, seed=source.training.seed + seed + number),
         }  # fmt: skip
-        before = rounds[-1].model if rounds else start
-        name, strategy = (source.name, GO_ON) if rounds else (source.start, "full")
-        rounds.append(transfer(dataset, {name: before}, strategy, source.targets, **again))
-        print(f"round {number}: {test_metrics(rounds[-1].metrics, source.targets[0].name)}", flush=True)
-    return together(source, dataset, rounds, common)
+        given, strategy = ({source.name: rounds[-1].model}, GO_ON) if rounds else ({name: start}, "full")
+        rounds.append(transfer(dataset, given, strategy, source.targets, **again))
+        print(f"from {name}, round {number}: {test_metrics(rounds[-1].metrics, source.targets[0].name)}", flush=True)
+    return rounds
 
 
-def together(source: Source, dataset: CrystalDataset, rounds: Sequence[Result], common: dict[str, Any]) -> Result:
-    """The networks of several rounds as one ensemble, the last one first, with one learning curve."""
-    networks = [network for one in reversed(rounds) for network in one.model.members]
-    ensemble = replace(rounds[-1].model, members=tuple(networks))
+def together(
+    source: Source, dataset: CrystalDataset, lines: Sequence[Sequence[Result]], common: dict[str, Any]
+) -> Result:
+    """The networks that several lines of rounds ended with as one ensemble, with one learning curve."""
+    networks = [network for rounds in lines for network in rounds[-1].model.members]
+    ensemble = replace(lines[0][-1].model, members=tuple(networks))
     result = transfer(dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, seeds=len(networks))
-    epochs = source.training.epochs
-    history = [{**row, "epoch": row["epoch"] + i * epochs} for i, one in enumerate(rounds) for row in one.history]
+    history = [
+        {**row, "member": member, "epoch": row["epoch"] + number * source.training.epochs,
+         "kept": row["kept"] and one is rounds[-1]}
+        for member, rounds in enumerate(lines) for number, one in enumerate(rounds) for row in one.history
+    ]  # fmt: skip
     learning_curve(history, common["out"] / "learning_curve.png")
     return replace(result, history=history)
 
@@ -138,8 +153,8 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
         "left out": f"{HELD_OUT[source.held_out]} ({counts['held out']:,} crystals)",
         "split": "rows at random, 80/10/10, seed 0" if len(set(formulas)) == 1 else by,
         "crystals trained on": len(result.split.train),
-        "start": f"{source.start}, all of it trained further" if source.start else "fresh weights",
-        **({"rounds": f"{source.restarts + 1} in turn, each from the last weights"} if source.restarts else {}),
+        "start": f"{' and '.join(source.starts)}, all of it trained further" if source.starts else "fresh weights",
+        **({"rounds": f"{source.rounds}, each from where the one before ended"} if source.rounds > 1 else {}),
         "settings": ", ".join(f"{name} {value}" for name, value in to_dict(source.training).items()),
         **{f"test of {t.name}": in_words(test_metrics(result.metrics, t.name), t) for t in source.targets},
         "made by": f"experiments/zoo/train.py {source.name}",
