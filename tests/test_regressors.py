@@ -44,6 +44,15 @@ def test_constants(name: str, expected: float) -> None:
     np.testing.assert_allclose(FITTED[name].predict(X[80:])[0], expected)
 
 
+def test_a_few_large_labels_among_many_that_are_all_but_zero_are_learnt() -> None:
+    """Such as magnetic moments, in which zero has the noise of its computation."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (150, 4))
+    y = np.where(x[:, 0] > 0.5, 4 + 2 * x[:, 1], 0.0) + 1e-5 * rng.normal(size=150)
+    error = np.abs(fit_regressor("svr", x[:100], y[:100]).predict(x[100:])[0] - y[100:]).mean()
+    assert error < 0.5 * np.abs(y[100:] - np.median(y[:100])).mean()
+
+
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_std_where_there_is_one(name: str) -> None:
     mean, std = FITTED[name].predict(X[80:90])

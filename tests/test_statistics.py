@@ -241,6 +241,9 @@ def test_catch_up_on_a_power_law():
     assert catch_up(SIZES, POWER_LAW, POWER_LAW) == pytest.approx(SIZES)
     assert catch_up(SIZES, POWER_LAW, [1.1 * POWER_LAW[0]] * 4) == [50.0] * 4
     assert catch_up([50], [1.0], [0.9]) == [None]
+    assert catch_up(SIZES, POWER_LAW, POWER_LAW[1:2]) == pytest.approx(SIZES[1:2])  # transfer is not there at all sizes
+    with pytest.raises(InputError, match="errors to be reached"):
+        catch_up(SIZES, POWER_LAW, [0.0])
 
 
 def test_catch_up_smooths_what_rises():

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structures import Crystal, Record, formula, parse, read_structures, scan
 
 CSCL = {
@@ -577,3 +579,111 @@ def test_a_frame_with_a_ragged_row_names_it(tmp_path):
         scan(path, targets=("k",))
     found = scan(path, targets=("k",), on_error="skip")
     assert [len(found.items), len(found.skipped)] == [1, 1]
+
+
+# --- tables as people write them ----------------------------------------------------------------------------------
+
+
+def labelled(folder, text, encoding="utf-8", **settings):
+    """Two crystals, a and b, with a sheet."""
+    write_lines(folder / "s.jsonl", [record("a"), record("b")])
+    (folder / "sheet.csv").write_bytes(text.encode(encoding))
+    return read_structures(folder / "s.jsonl", targets=("k",), labels=folder / "sheet.csv", **settings)
+
+
+SHEETS = {
+    "semicolons": ("id;k\na;1.5\nb;2\n", "utf-8"),
+    "tabs": ("id\tk\na\t1.5\nb\t2\n", "utf-8"),
+    "of Excel, in Unicode": ("id\tk\na\t1.5\nb\t2\n", "utf-16"),
+    "with a mark, Windows lines": ("id,k\r\na,1.5\r\nb,2\r\n", "utf-8-sig"),
+    "latin": ("id,k,größe\na,1.5,x\nb,2,y\n", "cp1252"),
+    "a name in capitals": ("ID,k\na,1.5\nb,2\n", "utf-8"),
+    "empty cells at the end": ("id,k\na,1.5,\nb,2,,\n", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("text, encoding", SHEETS.values(), ids=SHEETS)
+def test_a_sheet_of_any_program_is_read(tmp_path, text, encoding):
+    assert [one.targets["k"] for one in labelled(tmp_path, text, encoding)] == [1.5, 2.0]
+
+
+def test_decimal_commas_are_not_taken_for_numbers(tmp_path):
+    """Cut at the comma, 1,5 would be 1."""
+    with pytest.raises(InputError, match=r"sheet.csv:2 \(id 'a'\): 3 cells, 2 in the header: a, 1, 5; decimals are"):
+        labelled(tmp_path, "id,k\na,1,5\nb,2\n")
+    found = labelled(tmp_path, "id,k\na,1,5\nb,2\n", on_error="skip")
+    assert [one.id for one in found] == ["b"] and len(found.skipped) == 1
+    with pytest.raises(InputError, match=r"k is '1,5', not a number \(decimals are written with a point\)"):
+        labelled(tmp_path, "id;k\na;1,5\nb;2\n")
+    (tmp_path / "cgcnn").mkdir()
+    for name, text in cgcnn("id,k\na,1,5\n", a=NACL_CIF).items():
+        (tmp_path / "cgcnn" / name).write_text(text)
+    with pytest.raises(InputError, match="id_prop.csv:2: 3 cells, 2 in the header"):
+        read_structures(tmp_path / "cgcnn", targets=("k",))
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match="sheet.csv: the header names k more than once"):
+        labelled(tmp_path, "id,k,k\na,1,2\nb,2,3\n")
+
+
+def test_the_id_column_is_that_of_both_or_of_the_crystals_alone(tmp_path):
+    rows = [{**record("x"), "mpid": "a"}, {**record("y"), "mpid": "b"}]
+    path = write_lines(tmp_path / "s.jsonl", rows)
+    for header in ("mpid", "id"):
+        (tmp_path / "sheet.csv").write_text(f"{header},k\na,1\nb,2\n")
+        found = read_structures(path, targets=("k",), labels=tmp_path / "sheet.csv", id_column="mpid")
+        assert [(one.id, one.targets["k"]) for one in found] == [("a", 1), ("b", 2)]
+
+
+def test_ids_are_those_of_people(tmp_path):
+    """Whole numbers that a frame has made decimal, keys of a mapping, and rows without any."""
+    path = write_lines(tmp_path / "s.jsonl", [{**record("x"), "id": 1.0}, {**record("x"), "id": None}])
+    assert [one.id for one in read_structures(path)] == ["1", "row_1"]
+    salts = {key: {**record("x"), "id": None, "name": "salt"} for key in ("mp-1", "mp-2")}
+    (tmp_path / "m.json").write_text(json.dumps(salts))
+    assert [one.id for one in read_structures(tmp_path / "m.json")] == ["mp-1", "mp-2"]
+    import pandas as pd
+
+    frame = pd.DataFrame({"structure": [cscl_structure()] * 3, "id": [7.0, np.nan, 9.0]}, index=["a", "b", "c"])
+    assert [one.id for one in read_structures(frame)] == ["7", "b", "9"]
+
+
+def test_notes_of_other_systems_are_no_crystals(tmp_path):
+    (tmp_path / "a.cif").write_text("\ufeff" + NACL_CIF, encoding="utf-8")  # with a byte-order mark, too
+    (tmp_path / "._a.cif").write_bytes(b"\x00\x05\x16\x07")
+    assert [one.id for one in read_structures(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "through pymatgen"])
+def test_an_occupancy_that_is_not_told_is_full(plain):
+    text = NACL_CIF if plain else NACL_CIF.replace("_symmetry_equiv_pos_as_xyz", "_unknown_tag")
+    assert "_atom_site_occupancy" in text
+    known = sorted(read_cif(text, "a").atomic_numbers)
+    lines = [re.sub(r" 1(\.0*)?$", " .", line.rstrip()) for line in text.splitlines()]
+    assert "\n".join(lines) != text and sorted(read_cif("\n".join(lines), "a").atomic_numbers) == known
+
+
+def test_the_fingerprint_sees_all_of_a_long_array_and_the_name_of_a_file(tmp_path):
+    coords = np.random.default_rng(0).uniform(size=(600, 3))
+    moved = coords.copy()
+    moved[300] += 0.3
+    one, other = ({"lattice": np.eye(3) * 40, "species": ["Na"] * 600, "frac_coords": c} for c in (coords, moved))
+    assert scan([("a", one)]).fingerprint != scan([("a", other)]).fingerprint
+    for name in ("s1", "s2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(cscl_structure().as_dict()))
+    assert scan(tmp_path / "s1.json").fingerprint != scan(tmp_path / "s2.json").fingerprint
+
+
+CSCL_LINES = ["CsCl", "4.12", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Direct", "0 0 0", ".5 .5 .5"]
+
+
+def test_a_poscar_may_have_comments_and_fortran_numbers():
+    lines = [*CSCL_LINES[:1], "0.412D+01 # Å", *CSCL_LINES[2:5], "Cs Cl ! salt", "1 1 # each", *CSCL_LINES[7:]]
+    assert read_poscar("\n".join(lines), "x").lattice[0, 0] == pytest.approx(4.12)
+
+
+def test_more_counts_than_elements_in_a_poscar_are_refused():
+    lines = [*CSCL_LINES[:6], "1 1 3", *CSCL_LINES[7:], "0 0 .5", "0 .5 0", ".5 0 0"]
+    with pytest.raises(InputError, match="names 2 species, counts 3"):
+        read_poscar("\n".join(lines), "x")

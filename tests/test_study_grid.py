@@ -119,3 +119,12 @@ def test_runs_have_names_of_their_own():
     names = [cell.run(seed) for cell in [*computed, *combined] for seed in range(3)]
     assert len(set(names)) == len(names)
     assert Cell("log10(k)", "a/b", 0, "features:svr", "transfer", 10).run(0) == "log10_k__a_b__features_svr__10__0"
+
+
+def test_the_name_of_a_run_fits_a_file():
+    """And is another one for every run."""
+    way = "ensemble:" + "+".join(f"full@{'a' * 30}{i}" for i in range(9))
+    cells = [Cell("gap", "", 0, way + end, "transfer", size) for end in ("", "+ridge") for size in (50, 100)]
+    names = [cell.run(seed) for cell in cells for seed in range(2)]
+    assert max(map(len, names)) <= 240 and len(set(names)) == len(names)
+    assert all(name.startswith("gap__none__ensemble_full_a") for name in names)

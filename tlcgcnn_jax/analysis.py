@@ -151,11 +151,13 @@ def analyse(results: StudyResults) -> Analysis:
     crossings: dict[tuple[str, Way], float | None] = {}
     worth: dict[tuple[str, Way, int], float | None] = {}
     for target, way in dict.fromkeys((o.target, o.way) for o in outcomes if o.way.kind != "scratch"):
-        curve = _curve(outcomes, target, way)
-        if curve:
-            worth |= {(target, way, size): n for size, n in zip(curve[0], catch_up(*curve), strict=True)}
-            if way.kind == "transfer":
-                crossings[target, way] = crossing(*curve)
+        scratch, own = _curve(outcomes, target, "scratch"), _curve(outcomes, target, way)
+        if scratch and own:
+            found = catch_up([*scratch], [*scratch.values()], [*own.values()])
+            worth |= {(target, way, size): n for size, n in zip(own, found, strict=True)}
+        if way.kind == "transfer" and (common := [size for size in own if size in scratch]):
+            curves = ([curve[size] for size in common] for curve in (scratch, own))
+            crossings[target, way] = crossing(common, *curves)
     outcomes = [replace(o, labels_worth=worth.get((o.target, o.way, o.size))) for o in outcomes]
     families: dict[tuple[str, int], list[Outcome]] = {}
     for outcome in outcomes:
@@ -267,13 +269,10 @@ def _chosen(outcomes: Iterable[Outcome]) -> Outcome | None:
     return min(complete, key=lambda outcome: outcome.val_mae, default=None)
 
 
-def _curve(outcomes: Sequence[Outcome], target: str, way: Way) -> tuple[list[int], list[float], list[float]] | None:
-    """Sizes that both scratch and this way have, and both errors."""
-    mine = [o for o in outcomes if o.target == target]
-    scratch = {o.size: o.mae.mean for o in mine if o.way.kind == "scratch"}
-    own = {o.size: o.mae.mean for o in mine if o.way == way and o.size in scratch}
-    usable = [size for size in sorted(own) if own[size] > 0 and scratch[size] > 0]
-    return (usable, [scratch[size] for size in usable], [own[size] for size in usable]) if usable else None
+def _curve(outcomes: Sequence[Outcome], target: str, way: Way | str) -> dict[int, float]:
+    """The positive errors of a way, or of a kind of ways, by increasing training size."""
+    mine = [o for o in outcomes if o.target == target and way in (o.way, o.way.kind) and o.mae.mean > 0]
+    return {o.size: o.mae.mean for o in sorted(mine, key=lambda outcome: outcome.size)}
 
 
 def _best(study: _Study, family: Sequence[Outcome]) -> Best:
@@ -331,11 +330,11 @@ def _gain_words(found: Comparison | None, reference: str, seeds: int) -> str:
 
 def _percent(value: float) -> str:
     """Whole, but never rounded to zero: the sign is what counts."""
-    return f"{value:.{0 if abs(value) >= 0.95 else 1}f}".replace("-", "−")
+    return f"{value:.{0 if abs(value) >= 0.95 else 1 if abs(value) >= 0.05 else 2}f}".replace("-", "−")
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def _flat(outcome: Outcome) -> dict[str, Any]:

@@ -225,7 +225,8 @@ def write_card(kind: str, about: list[str], model: Any) -> str:
     errors = {f"{name}, {part}": v for name, parts in several.items() for part, v in parts.items()} or model.metrics
     for part, values in errors.items():
         if isinstance(values, Mapping):
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in numbers.items())
             lines.append(f"- {part}: {shown}")
     for target, bar in zip(model.targets, model.calibration, strict=False):
         if bar is not None:

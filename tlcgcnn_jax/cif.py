@@ -158,7 +158,7 @@ def _species(block: Any) -> list[int]:
     if len(set(known.values())) != len(known) and types and block.find_values("_atom_type_oxidation_number"):
         raise _Unusual  # two oxidation states of one element are two species, and are ordered as such
     for occupancy in set(block.find_values("_atom_site_occupancy")):
-        if occupancy != "?" and _number(occupancy) != 1:
+        if occupancy not in ("?", ".") and _number(occupancy) != 1:  # not told: full
             raise _Unusual
     return [known[name] for name in names]
 
@@ -227,6 +227,7 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
     from pymatgen.io.cif import CifParser
 
     _check_complete(text, where)
+    text = _with_full_sites(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same is told by parser.warnings
         problems: list[str] = []
@@ -242,6 +243,23 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
         for i, site in enumerate(structure)
     ]
     return structure.lattice.matrix, species, structure.frac_coords
+
+
+def _with_full_sites(text: str) -> str:
+    """The same CIF with an occupancy of 1 where it is told to be inapplicable: pymatgen would drop the site."""
+    from gemmi import cif
+
+    try:
+        document = cif.read_string(text)
+    except (ValueError, RuntimeError):  # which pymatgen may be able to read
+        return text
+    changed = False
+    for block in document:
+        column = block.find_loop("_atom_site_occupancy")
+        for row in range(len(column)):
+            if column[row] == ".":
+                column[row], changed = "1", True
+    return document.as_string() if changed else text
 
 
 def _symbol(specie: Any) -> str:

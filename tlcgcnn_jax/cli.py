@@ -311,7 +311,7 @@ def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     if not skipped:
         return
     if path is not None:
-        with open(path, "w", newline="") as handle:
+        with open(path, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["id", "where", "reason"])
             writer.writerows([s.id, s.where, s.reason] for s in skipped)
@@ -327,12 +327,17 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
     tables = target_metrics(result.metrics, result.model.targets)
     for target in result.model.targets:
         for part, values in tables[target.name].items():
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+            shown = ", ".join(f"{name} {_told(value)}" for name, value in values.items())
             print(f"{target.name:<24} {part:<6} {shown}{f'  [{target.unit}]' if target.unit else ''}")
     _tell_choice(result.model)
     _tell_error_bars(result.model)
     files = "model, metrics.json, test_results.csv, pictures"
     print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")
+
+
+def _told(value: float) -> str:
+    """A number of crystals in full, others with four digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
 
 
 def _tell_choice(model: Any) -> None:

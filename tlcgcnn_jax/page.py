@@ -179,12 +179,12 @@ def number(value: float | None) -> str:
     """A number with four digits, an en dash where there is none.
 
     Example:
-        >>> number(0.123456), number(1234567), number(None), number(-12.0)
-        ('0.1235', '1,234,567', '–', '−12')
+        >>> number(0.123456), number(1234567), number(None), number(-9999.7)
+        ('0.1235', '1,234,567', '–', '−10,000')
     """
     if value is None or not math.isfinite(value):
         return "–"
-    if isinstance(value, int) or (1e4 <= abs(value) < 1e9):
+    if isinstance(value, int) or (9999.5 <= abs(value) < 1e9):
         return f"{value:,.0f}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
 

@@ -1,5 +1,6 @@
 """POSCAR text (VASP 5) -> crystal."""
 
+import itertools
 import re
 
 import numpy as np
@@ -26,21 +27,21 @@ def read_poscar(text: str, where: str) -> Crystal:
     Source:
         VASP manual, entry POSCAR.
     """
-    lines = text.splitlines()
+    lines = [re.split(r"[!#]", line)[0] if row else line for row, line in enumerate(text.splitlines())]  # no comments
     try:
-        scale = [float(word) for word in lines[1].split()[:3] if _is_number(word)]
-        cell = np.array([[float(word) for word in lines[row].split()[:3]] for row in (2, 3, 4)])
+        scale = [_float(word) for word in lines[1].split()[:3] if _is_number(word)]
+        cell = np.array([[_float(word) for word in lines[row].split()[:3]] for row in (2, 3, 4)])
         names = lines[5].split()
         if names and names[0].isdigit():
             raise InputError(
                 f"{where}: line 6 has the atom counts {' '.join(names)} but no line names the elements (VASP "
                 "4); add the line of element symbols above the counts, e.g. 'Na Cl'"
             )
-        counts = [int(word) for word in lines[6].split()[: len(names)]]
+        counts = [int(word) for word in itertools.takewhile(str.isdigit, lines[6].split())]
         row = 8 if lines[7].strip()[:1] in ("s", "S") else 7  # an optional line: Selective dynamics
         cartesian = lines[row].strip()[:1] in tuple("cCkK")
         rows = [lines[row + 1 + i].split()[:3] for i in range(sum(counts))]
-        coords = np.array([[float(word) for word in words] for words in rows]).reshape(-1, 3)
+        coords = np.array([[_float(word) for word in words] for words in rows]).reshape(-1, 3)
     except (IndexError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -57,6 +58,11 @@ def read_poscar(text: str, where: str) -> Crystal:
         make_crystal(cell, species, coords, where)  # the checks, before the cell is inverted
         coords = (coords * factor) @ np.linalg.inv(cell)
     return make_crystal(cell, species, coords, where)
+
+
+def _float(word: str) -> float:
+    """A number as Fortran may write it, 0.4D+01."""
+    return float(re.sub("[dD]", "e", word))
 
 
 def _is_number(word: str) -> bool:

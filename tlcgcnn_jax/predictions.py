@@ -133,7 +133,7 @@ class Predictions:
             for column, target in enumerate(self.targets):
                 columns[f"target:{target.name}" if len(self.targets) > 1 else "target"] = labels[:, column]
         columns.update(self.columns())
-        with open(path, "w", newline="") as handle:
+        with open(path, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(columns)
             for row in zip(*columns.values(), strict=True):

@@ -224,7 +224,7 @@ def score_table(scores: Sequence[SourceScore]) -> str:
 
 def write_scores(scores: Sequence[SourceScore], path: str | Path) -> None:
     """Write a CSV with one row a source, in the order given."""
-    with open(path, "w", newline="") as handle:
+    with open(path, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, [field.name for field in fields(SourceScore)])
         writer.writeheader()
         for score in scores:

@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class Entry:
 
 def is_structure_file(name: str) -> bool:
     """Whether a file's name says that it is a CIF or a POSCAR."""
-    return name.lower().endswith((".cif", ".vasp")) or name.startswith(("POSCAR", "CONTCAR"))
+    # Names that begin with a dot are other systems' notes about files, such as macOS's "._a.cif".
+    structure = name.lower().endswith((".cif", ".vasp")) or name.startswith(("POSCAR", "CONTCAR"))
+    return structure and not name.startswith(".")
 
 
 def find_reader(path: Path) -> str:
@@ -84,7 +86,7 @@ def files_of(path: Path, reader: str) -> list[Path]:
     if path.is_file():
         return [path]
     if reader == "json_folder":
-        return sorted(child for child in path.glob("*.json") if child.name != "atom_init.json")
+        return sorted(child for child in path.glob("[!.]*.json") if child.name != "atom_init.json")
     files = sorted(child for child in path.iterdir() if is_structure_file(child.name) and child.is_file())
     return [path / "id_prop.csv", *files] if reader == "cgcnn" else files
 
@@ -116,12 +118,42 @@ def _file_entry(file: Path) -> Entry:
 
 
 def read_table(path: Path) -> list[list[str]]:
-    """Rows of a CSV without the empty ones; the first column keeps its spaces off."""
+    """Rows of a table without the empty ones, cells without spaces around them.
+
+    Cells are separated by commas, or by the semicolons or tabs of the first row, as other languages' Excel writes them.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+        data = path.read_bytes()
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        try:
+            text = data.decode("utf-16" if wide else "utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252")
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        separator = next((mark for mark in "\t;" if mark in first), ",")
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a CSV table ({error})") from error
+        raise InputError(f"{path}: cannot be read as a CSV table ({error}); save it as CSV, UTF-8") from error
     return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def check_header(header: list[str], table: Path) -> None:
+    """Raise `InputError` where a table names a column twice."""
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise InputError(f"{table}: the header names {', '.join(twice)} more than once: rename or remove a column")
+
+
+def too_long(row: list[str], header: list[str], where: str) -> str:
+    """What is wrong with a row that has more cells than its header; "" where nothing is."""
+    if not any(row[len(header) :]):
+        return ""
+    return (
+        f"{where}: {len(row)} cells, {len(header)} in the header: {', '.join(row):.60}; decimals are written with a "
+        "point, and numbers without thousands separators"
+    )
 
 
 def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
@@ -135,6 +167,7 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
     has_header = all(_is_name(cell) for cell in head[1:]) and not (path / f"{head[0]}.cif").exists()
     has_header = has_header and (width > 1 or head[0].lower() in (*ID_COLUMNS, "cif_id", "cif"))
     if has_header:
+        check_header(head, table)
         columns = head[1:]
     elif width == 2:
         columns = list(targets) if len(targets) == 1 else ["target"]
@@ -146,6 +179,7 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
         file = path / f"{name}.cif"
         labels = dict(zip(columns, row[1:] + [""] * (width - len(row)), strict=False))
         problem = "" if file.is_file() else f"{where}: id {name!r} has no file {file.name} in {path}"
+        problem = problem or (too_long(row, head, where) if has_header else "")
         yield Entry(name, str(file), str(file), "cif", labels, problem)
 
 
@@ -239,8 +273,8 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
         if not all(isinstance(value, dict) for value in document.values()):
             keys = ", ".join(list(document)[:6])
             raise InputError(f"{path}: a JSON object with {keys}; expected structures, records, or a frame of them")
-        for name, record in document.items():
-            yield _json_entry(record, record, f"{path}:{name}", name, None)
+        for name, record in document.items():  # by its key, whatever else the record is called
+            yield replace(_json_entry(record, record, f"{path}:{name}", name, None), id=name)
     elif isinstance(document, dict):
         yield _json_entry(document, document, str(path), alone or path.name.split(".")[0], id_column)
     elif isinstance(document, list):
@@ -264,12 +298,22 @@ def _json_entry(record: Any, payload: Any, where: str, fallback: str, id_column:
 def _name(row: Mapping[str, Any], fallback: str, id_column: str | None) -> str | None:
     """The crystal's id; None where the column that was asked for is absent or empty."""
     if id_column:
-        value = row.get(id_column)
-        return None if value is None or value == "" else str(value)
-    for column in ID_COLUMNS:
-        if isinstance(row.get(column), str | int):
-            return str(row[column])
-    return fallback
+        return id_text(row.get(id_column))
+    found = (id_text(row.get(column)) for column in ID_COLUMNS)
+    return next((text for text in found if text), fallback)
+
+
+def id_text(value: Any) -> str | None:
+    """An id as text: a whole number without the ".0" that a table gives it; None where there is none.
+
+    Example:
+        >>> id_text(1.0), id_text("mp-1"), id_text(float("nan"))
+        ('1', 'mp-1', None)
+    """
+    if value is None or value == "" or isinstance(value, bool | dict | list | np.ndarray) or value != value:
+        return None
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)
 
 
 def _no_id(where: str, id_column: str | None, row: Mapping[str, Any]) -> str:

@@ -118,7 +118,9 @@ def fit_regressor(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> Fit
     if len(y) < _FEWEST:
         raise InputError(f"{len(y)} rows to fit {name} on: at least {_FEWEST} are needed to choose its settings")
     centre, scale = float(np.median(y)), float(np.subtract(*np.quantile(y, [0.75, 0.25])) / 1.349)
-    scale = scale or float(y.std()) or 1.0  # 1.349: the interquartile range of a normal distribution of unit variance
+    # 1.349: the interquartile range of a normal distribution of unit variance. Where most labels are all but the same,
+    # it says nothing of the others.
+    scale = max(scale, 0.1 * float(y.std())) or 1.0
     deviation = x.std(0)
     used = deviation > 1e-9 * np.abs(x).max(0)
     x, mean, deviation = x[:, used], x[:, used].mean(0), deviation[used]

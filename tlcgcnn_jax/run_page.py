@@ -168,7 +168,7 @@ def _worst(outcome: Outcome) -> Html:
 
 
 def _csv(path: Path) -> dict[str, list[str]]:
-    with open(path, newline="") as handle:
+    with open(path, newline="", encoding="utf-8") as handle:
         header, *rows = list(csv.reader(handle)) or [[]]
     for line, row in enumerate(rows, 2):
         if len(row) != len(header):

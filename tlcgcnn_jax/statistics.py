@@ -249,8 +249,8 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def catch_up(sizes: Sequence[int], scratch: Sequence[float], transfer: Sequence[float]) -> list[float | None]:
-    """Labels that training from scratch needs to reach the error that transfer has at each size.
+def catch_up(sizes: Sequence[int], scratch: Sequence[float], goals: Sequence[float]) -> list[float | None]:
+    """Labels that training from scratch needs to reach some errors, such as those of transfer.
 
     The errors from scratch are made to fall monotonically (the nearest such curve in log error), and joined by straight
     lines in log-log, in which learning curves are nearly straight.
@@ -258,10 +258,10 @@ def catch_up(sizes: Sequence[int], scratch: Sequence[float], transfer: Sequence[
     Args:
         sizes: [n] training crystals, increasing.
         scratch: [n] mean absolute errors from scratch.
-        transfer: [n] mean absolute errors of the transfer, in the same unit.
+        goals: [m] errors to be reached, in the same unit.
 
     Returns:
-        [n]; None where scratch does not get there with the largest size; the smallest size where it is there at once.
+        [m]; None where scratch does not get there with the largest size; the smallest size where it is there at once.
 
     Raises:
         InputError: Sizes that do not increase, or errors that are not positive.
@@ -273,10 +273,12 @@ def catch_up(sizes: Sequence[int], scratch: Sequence[float], transfer: Sequence[
     Source:
         Hestness et al., arXiv:1712.00409 (2017), on learning curves as power laws.
     """
-    x, y, goals = _curves(sizes, scratch, transfer)
+    x, y = _curves(sizes, scratch)
+    if not all(goal > 0 for goal in goals):
+        raise InputError(f"errors to be reached {list(goals)}: positive ones were expected")
     y = _falling(y)
     found: list[float | None] = []
-    for goal in goals:
+    for goal in np.log(goals):
         there = np.flatnonzero(y <= goal + 1e-12)
         if not len(there):
             found.append(None)

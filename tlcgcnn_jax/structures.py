@@ -119,7 +119,7 @@ def parse(item: Item) -> Record:
     where = item.where if is_file else f"{item.where} (id {item.id!r})"
     if is_file:
         try:
-            text = Path(item.payload).read_text(encoding="utf-8", errors="replace")
+            text = Path(item.payload).read_text(encoding="utf-8-sig", errors="replace")
         except OSError as error:
             raise InputError(f"{where}: cannot be read ({error})") from error
         crystal = read_cif(text, where) if item.format == "cif" else read_poscar(text, where)
@@ -174,7 +174,8 @@ def scan(
             raise InputError(f"{table}: there is no such table of labels")
         digest.update(b"labels\0" + table.read_bytes())
         # Files have no columns, so there the column of ids can only be one of the table.
-        entries = list(_joined(entries, table, id_column if reader in ("files", "cgcnn") else None))
+        others = () if id_column and reader in ("files", "cgcnn") else readers.ID_COLUMNS
+        entries = list(_joined(entries, table, [*([id_column] if id_column else []), *others]))
     columns = _numeric_columns(entries)
     absent = [target for target in wanted if not any(target in entry.row for entry in entries)]
     if absent:
@@ -229,12 +230,17 @@ def _number(value: Any, target: str, where: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: {target} is {value!r:.60}, not a number; {_ADVICE}") from None
+        raise InputError(f"{where}: {target} is {value!r:.60}, not a number{_decimal(value)}; {_ADVICE}") from None
     if math.isinf(number):
         raise InputError(f"{where}: {target} is infinite; {_ADVICE}")
     if abs(number) > float(np.finfo(np.float32).max):
         raise InputError(f"{where}: {target} is {number:g}, too large for float32; use a larger unit, or {_ADVICE}")
     return number
+
+
+def _decimal(value: Any) -> str:
+    """A hint for people whose decimals have a comma."""
+    return " (decimals are written with a point)" if isinstance(value, str) and "," in value else ""
 
 
 def _pandas_na() -> Any:
@@ -265,18 +271,22 @@ def _is_numeric(value: Any) -> bool:
 # --- labels in a table of their own ---------------------------------------------------------------
 
 
-def _joined(entries: list[Entry], table: Path, id_column: str | None) -> Iterator[Entry]:
+def _joined(entries: list[Entry], table: Path, candidates: list[str]) -> Iterator[Entry]:
     rows = readers.read_table(table)
     if len(rows) < 2:
         raise InputError(f"{table}: expected a header and at least one row of labels")
     header = rows[0]
-    candidates = [id_column] if id_column else list(ID_COLUMNS)
+    readers.check_header(header, table)
+    plain = [name.lower() for name in header]
     column = next((header.index(c) for c in candidates if c in header), None)
+    if column is None:
+        column = next((plain.index(c.lower()) for c in candidates if c.lower() in plain), None)
     if column is None:
         raise InputError(
             f"{table}: no id column ({' or '.join(candidates)}) among {', '.join(header)}; name it with id_column"
         )
     by_id: dict[str, tuple[int, dict[str, str]]] = {}
+    too_long: dict[str, str] = {}
     for line, row in enumerate(rows[1:], start=2):
         row = row + [""] * (len(header) - len(row))
         name = row[column]
@@ -285,6 +295,7 @@ def _joined(entries: list[Entry], table: Path, id_column: str | None) -> Iterato
                 f"{table}:{line}: the id {name!r} stands in the table twice (first in row {by_id[name][0]})"
             )
         by_id[name] = (line, dict(zip(header, row, strict=False)))
+        too_long[name] = readers.too_long(row, header, f"{table}:{line} (id {name!r})")
     used = set()
     for entry in entries:
         name = next((n for n in (entry.id, Path(entry.where).name) if n in by_id), None)
@@ -293,7 +304,7 @@ def _joined(entries: list[Entry], table: Path, id_column: str | None) -> Iterato
             yield replace(entry, problem=entry.problem or missing)
             continue
         used.add(name)
-        yield replace(entry, row={**entry.row, **by_id[name][1]})
+        yield replace(entry, row={**entry.row, **by_id[name][1]}, problem=entry.problem or too_long[name])
     for name, (line, row) in by_id.items():
         if name not in used:
             where = f"{table}:{line}"
@@ -361,8 +372,8 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     for row, (index, values) in enumerate(zip(frame.index, frame.itertuples(index=False, name=None), strict=True)):
         record = dict(zip(columns, values, strict=True))
         structure = record.pop(geometry)
-        name = str(record[names]) if names else str(index)
-        yield _structure_entry(name, f"DataFrame:{row}", structure, record)
+        name = readers.id_text(record[names]) if names else None
+        yield _structure_entry(name or readers.id_text(index) or f"row_{row}", f"DataFrame:{row}", structure, record)
 
 
 # --- fingerprint ----------------------------------------------------------------------------------
@@ -370,8 +381,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
 
 def _hash_files(digest: Any, path: Path, reader: str) -> None:
     for file in readers.files_of(path, reader):
-        if path.is_dir() or reader == "files":  # the name of a single structure is its id
-            digest.update(file.name.encode() + b"\0")
+        digest.update(file.name.encode() + b"\0")  # that of a single structure is its id
         digest.update(file.read_bytes())
 
 
@@ -382,4 +392,13 @@ def _hash_entries(digest: Any, entries: list[Entry]) -> None:
             for part in entry.payload:
                 digest.update(repr(part).encode() if isinstance(part, list) else np.asarray(part).tobytes())
         else:
-            digest.update(repr(entry.payload).encode())
+            digest.update(repr(_whole(entry.payload)).encode())
+
+
+def _whole(value: Any) -> Any:
+    """The same with arrays as lists, since a long array is not written in full."""
+    if isinstance(value, Mapping):
+        return {key: _whole(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(part) for part in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,6 +1,7 @@
 """The grid of a study: which runs there are, and which crystals each trains, validates and tests on."""
 
 import fnmatch
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
 from tlcgcnn_jax.study_config import StudyConfig, StudyTarget, target_name, training_sizes
 
 SCRATCH, AUTO, ALL, POOL = "scratch", "auto", "all", "pool"
+LONGEST_NAME = 240  # bytes: file systems take 255, the ending of a file included
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class Cell:
             'gap__mp-energy-500__features_svr__100__3'
         """
         source = f"{self.source}-{self.source_size}" if self.source_size else self.source or "none"
-        return "__".join(file_name(str(part)) for part in (self.target, source, self.strategy, self.size, seed))
+        name = "__".join(file_name(str(part)) for part in (self.target, source, self.strategy, self.size, seed))
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        known = hashlib.sha256(f"{self.target}\0{source}\0{self.strategy}".encode()).hexdigest()[:16]
+        return f"{name[: LONGEST_NAME // 4]}__{known}__{self.size}__{seed}"
 
 
 def grid(

@@ -23,7 +23,7 @@ function number(value, digits = 3) {
   if (value === null || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   const text =
-    size >= 10 ** digits || size === 0
+    size >= 10 ** digits - 0.5 || size === 0
       ? Math.round(value).toLocaleString("en")
       : size < 1e-3
         ? value.toExponential(digits - 1)
