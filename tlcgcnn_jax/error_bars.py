@@ -7,7 +7,7 @@ import numpy as np
 
 from tlcgcnn_jax.calibration import Conformal, conformal
 from tlcgcnn_jax.config import Target
-from tlcgcnn_jax.losses import transform_labels, untransform
+from tlcgcnn_jax.losses import transform, untransform
 
 LEVEL = 0.9
 FLOOR = 0.1  # share of the validation crystals below whose standard deviations none is believed
@@ -72,7 +72,7 @@ def fit_error_bars(
         if target.kind != "regression" or not known.any():
             bars.append(None)
             continue
-        error = _learnt(values[known, column], target) - _learnt(labels[known, column], target)
+        error = transform(values[known, column], target) - transform(labels[known, column], target)
         own, floor = None if std is None else std[known, column], 0.0
         if own is not None:
             floor = float(np.quantile(own, FLOOR)) if np.isfinite(own).all() else 0.0
@@ -104,11 +104,7 @@ def intervals(
         if bar is None or bar.quantile is None or (bar.normalised and std is None):
             continue
         half = bar.conformal.half_width(None if std is None else np.maximum(std[:, column], bar.floor))
-        middle = _learnt(values[:, column], target)
+        middle = transform(values[:, column], target)
         with np.errstate(over="ignore"):  # an interval without end is written as such
             low[:, column], high[:, column] = untransform(middle - half, target), untransform(middle + half, target)
     return low, high
-
-
-def _learnt(values: np.ndarray, target: Target) -> np.ndarray:
-    return transform_labels(values[:, None], [target])[:, 0]

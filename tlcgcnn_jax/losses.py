@@ -96,9 +96,8 @@ def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
                [-inf]])
     """
     out = np.array(values, np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for target, part in zip(targets, output_slices(targets), strict=True):
-            out[..., part] = FORWARD[target.transform](out[..., part])
+    for target, part in zip(targets, output_slices(targets), strict=True):
+        out[..., part] = transform(out[..., part], target)
     return out
 
 
@@ -130,6 +129,17 @@ def denormalise(outputs: np.ndarray, targets: Sequence[Target], normaliser: Norm
         ends = [math.nan if end is None else float(end[column]) for end in (normaliser.low, normaliser.high)]
         out[..., part] = untransform(bounded(value, target, *ends), target)
     return out
+
+
+def transform(values: np.ndarray, target: Target) -> np.ndarray:
+    """Values of one target from its unit to the space that is learnt; not finite where there is no logarithm.
+
+    Example:
+        >>> transform(np.array([100.0]), Target("k", transform="log10"))
+        array([2.])
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return FORWARD[target.transform](np.asarray(values, np.float64))
 
 
 def untransform(values: np.ndarray, target: Target) -> np.ndarray:

@@ -56,7 +56,7 @@ class Predictions:
         if self.own_std is not None:
             for column, (target, part) in enumerate(self._parts):
                 if target.kind == "regression":
-                    middle, std = _learnt(self.members[:, :, part.start], target), self.own_std[:, :, column]
+                    middle, std = losses.transform(self.members[:, :, part.start], target), self.own_std[:, :, column]
                     low, high = (losses.untransform(end, target) for end in (middle - std, middle + std))
                     own[:, :, part.start] = (high - low) / 2
         return _total_std(self.members, own, self.weights)
@@ -65,7 +65,7 @@ class Predictions:
     def learnt_std(self) -> np.ndarray | None:
         """The same for the values as they are learnt, e.g. of their logarithm, [n, n_target]; NaN for classes."""
         columns = [
-            _learnt(self.members[:, :, part.start], target)
+            losses.transform(self.members[:, :, part.start], target)
             if target.kind == "regression"
             else np.full(self.members.shape[:2], np.nan)
             for target, part in self._parts
@@ -180,11 +180,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else f"{value:.9g}"
     return value
-
-
-def _learnt(values: np.ndarray, target: Target) -> np.ndarray:
-    """Values of one target in the space that is learnt, of any shape."""
-    return losses.transform_labels(values.reshape(-1, 1), [target]).reshape(values.shape)
 
 
 def _total_std(members: np.ndarray, own: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
