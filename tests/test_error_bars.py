@@ -42,7 +42,8 @@ def test_standard_deviations_that_are_zero_are_not_divided_by():
 
 def test_networks_that_agree_by_chance_are_not_certain():
     """As those whose outputs all lie beyond the training labels, and are bounded by these."""
-    truth, values, std = np.zeros(20), np.linspace(-1, 1, 20), np.linspace(0.0, 1.9, 20)
+    truth, std = np.zeros(20), np.linspace(0.0, 1.9, 20)
+    values = std * np.where(np.arange(20) % 2, 1, -1)
     (bar,) = fit_error_bars([K], column(truth), column(values), column(std))
     assert bar.normalised and bar.floor == pytest.approx(0.19)
     low, high = intervals((bar,), [K], column([5.0, 5.0, 5.0]), column([0.0, 0.19, 0.38]))
@@ -50,6 +51,14 @@ def test_networks_that_agree_by_chance_are_not_certain():
     assert widths[0] == widths[1] == pytest.approx(2 * 0.19 * bar.quantile) and widths[2] == pytest.approx(
         2 * widths[1]
     )
+
+
+def test_standard_deviations_that_tell_nothing_are_not_used():
+    """One width for all is narrower then, and holds as many."""
+    rng = np.random.default_rng(1)
+    truth, values, std = np.zeros(400), rng.normal(size=400), np.abs(rng.normal(size=400))  # as of two networks
+    (bar,) = fit_error_bars([K], column(truth), column(values), column(std))
+    assert not bar.normalised and bar.quantile == pytest.approx(1.645, rel=0.1)
 
 
 @pytest.mark.parametrize("n, enough", [(8, False), (9, True)])

@@ -131,7 +131,8 @@ def _train(
     network = CGCNN(source.model, target.outputs, dataset.graph.places)
     fresh = jax.device_get(init_variables(network, example_graph(dataset), seed))
     way = find_strategy(strategy)
-    variables, _ = merge(source.members[0], fresh, way)
+    member = source.members[seed % len(source.members)]  # in turn, as in `transfer`
+    variables, _ = merge(member, fresh, way)
     return train(dataset, split, (target,), source.model, config, variables=variables, rates=way.rates)
 
 
