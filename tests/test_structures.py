@@ -598,6 +598,7 @@ SHEETS = {
     "with a mark, Windows lines": ("id,k\r\na,1.5\r\nb,2\r\n", "utf-8-sig"),
     "latin": ("id,k,größe\na,1.5,x\nb,2,y\n", "cp1252"),
     "a name in capitals": ("ID,k\na,1.5\nb,2\n", "utf-8"),
+    "a semicolon in a name": ("id,k,note; unit\na,1.5,\nb,2,\n", "utf-8"),
     "empty cells at the end": ("id,k\na,1.5,\nb,2,,\n", "utf-8"),
 }
 
@@ -646,6 +647,8 @@ def test_ids_are_those_of_people(tmp_path):
     import pandas as pd
 
     frame = pd.DataFrame({"structure": [cscl_structure()] * 3, "id": [7.0, np.nan, 9.0]}, index=["a", "b", "c"])
+    assert [one.id for one in read_structures(frame)] == ["7", "b", "9"]
+    frame["id"] = pd.array([7, None, 9], dtype="Int64")
     assert [one.id for one in read_structures(frame)] == ["7", "b", "9"]
 
 

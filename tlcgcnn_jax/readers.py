@@ -120,7 +120,8 @@ def _file_entry(file: Path) -> Entry:
 def read_table(path: Path) -> list[list[str]]:
     """Rows of a table without the empty ones, cells without spaces around them.
 
-    Cells are separated by commas, or by the semicolons or tabs of the first row, as other languages' Excel writes them.
+    Cells are separated by what the first row has most of: commas, or semicolons or tabs, as other languages' Excel
+    writes them.
 
     Raises:
         InputError: The file cannot be read.
@@ -133,7 +134,8 @@ def read_table(path: Path) -> list[list[str]]:
         except UnicodeDecodeError:
             text = data.decode("cp1252")
         first = next((line for line in text.splitlines() if line.strip()), "")
-        separator = next((mark for mark in "\t;" if mark in first), ",")
+        # Semicolons before commas, which are then those of decimals.
+        separator = max("\t;,", key=first.count) if any(mark in first for mark in "\t;,") else ","
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error}); save it as CSV, UTF-8") from error
@@ -310,7 +312,13 @@ def id_text(value: Any) -> str | None:
         >>> id_text(1.0), id_text("mp-1"), id_text(float("nan"))
         ('1', 'mp-1', None)
     """
-    if value is None or value == "" or isinstance(value, bool | dict | list | np.ndarray) or value != value:
+    if value is None or isinstance(value, bool | dict | list | np.ndarray):
+        return None
+    try:
+        known = bool(value == value and value != "")  # not NaN
+    except TypeError:  # pandas' NA refuses to be compared
+        known = False
+    if not known:
         return None
     whole = isinstance(value, float | np.floating) and float(value).is_integer()
     return str(int(value)) if whole else str(value)
