@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from extras import needs
 
 from tlcgcnn_jax.engines import run_tasks
 from tlcgcnn_jax.errors import InputError
@@ -63,7 +64,7 @@ def test_unknown_engine():
 @pytest.fixture(scope="module")
 def ray_cluster():
     """A cluster of three workers on this machine."""
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")
+    ray = needs("ray")
     here = str(Path(__file__).parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 import pytest
+from extras import needs
 
 from tlcgcnn_jax.cgcnn_import import import_cgcnn, load_torch_tensors, variables_from_torch
 from tlcgcnn_jax.config import ModelConfig
@@ -191,7 +192,7 @@ class TestPickles:
 
     @pytest.fixture(autouse=True)
     def torch(self):
-        return pytest.importorskip("torch", reason="reading .pth.tar needs PyTorch, the extra 'torch'")
+        return needs("torch")
 
     def save(self, torch, path, **more):
         content = {

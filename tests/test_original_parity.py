@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from extras import needs
 
 from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.cgcnn_import import GRAPH, import_cgcnn, load_torch_tensors
@@ -77,7 +78,7 @@ def test_padding_and_layout_change_nothing(shared_data, tmp_path):
     "name", ["official/mp_eform", "official/mp_bandgap", "official/mp_semi_metal", "moe/mp_eform", "moe/mp_kvrh"]
 )
 def test_pickle_and_arrays_give_one_model(shared_data, name):
-    pytest.importorskip("torch", reason="reading .pth.tar needs PyTorch, the extra 'torch'")
+    needs("torch")
     from_torch = import_cgcnn(shared_data / f"checkpoints/{name}.pth.tar")
     from_arrays = import_cgcnn(shared_data / f"checkpoints/{name}.npz")
     assert from_torch.graph == from_arrays.graph == GRAPH

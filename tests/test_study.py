@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from extras import needs
 
 from tlcgcnn_jax import study as study_file
 from tlcgcnn_jax.baselines import baseline_predictions
@@ -264,7 +265,7 @@ def test_goes_on_after_a_kill(data, tmp_path):
 )
 def test_on_ray(finished, data, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    pytest.importorskip("ray", reason="needs Ray: pip install 'tlcgcnn_jax[ray]'")
+    needs("ray")
     import ray
 
     small = dataclasses.replace(STUDY, strategies=("features:ridge@auto",))

@@ -198,6 +198,7 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
     pairs = [(a, b) for a in symbols()[21:31] for b in symbols()[39:45]]
     rows = [row(f"c{i}", [*pair], 3.6 + i / 100, **{column: i / 50}) for i, pair in enumerate(pairs)]
     rows.append(row("salt", ["Na", "Cl"], 3.9, **{column: 5.0}))
+    rows.append(row("gas", ["Ar", "Kr"], 40.0, **{column: 9.0}))  # no atom has a neighbour
     write_rows(tmp_path / "data" / "mp_crysxpp" / "mp_crysxpp.jsonl.gz", rows)
     write_rows(tmp_path / "data" / "mp_gap_matbench_subset" / "mp_gap_matbench_subset.jsonl.gz", [])
     write_rows(tmp_path / "data" / "moe" / "task.jsonl.gz", [row("x", [*pairs[0]], target=0.0)])
@@ -206,8 +207,10 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
     assert not (tmp_path / "runs" / name).exists()
     call[1] = str(tmp_path / "runs" / "packed")  # where the suite is not known any more
     result = zoo.train.main([*call, "--epochs", "1", "--ship", str(tmp_path / "shipped" / name)])
-    assert len(result.predictions.ids) == len(rows) - 2
-    assert not {"c0", "salt"} & set(result.predictions.ids)
+    assert len(result.predictions.ids) == len(rows) - 3
+    assert not {"c0", "salt", "gas"} & set(result.predictions.ids)
+    counts = json.loads((tmp_path / "runs" / "packed" / f"{name}.json").read_text())
+    assert (counts["without neighbours"], counts["held out"], counts["kept"]) == (1, 2, len(rows) - 3)
     model = load_bundle(tmp_path / "shipped" / name)
     assert len(model.formulas) == len(result.split.train) and all(last_digit(f) not in "01" for f in model.formulas)
     tested = json.loads((tmp_path / "runs" / name / "split.json").read_text())["test"]

@@ -113,7 +113,8 @@ def pack(source: Source, data: Path, packed: Path, graph: GraphConfig = GraphCon
     records, counts = read_records(source, data)
     folder = packed / source.name
     packed.mkdir(parents=True, exist_ok=True)
-    dataset = build_dataset(records, targets=names, graph=graph, out=folder, progress=True)
+    dataset = build_dataset(records, targets=names, graph=graph, out=folder, on_error="skip", progress=True)
+    counts |= {"without neighbours": len(dataset.skipped), "kept": len(dataset)}
     write_whole(_counts_file(folder), to_json(counts).encode())
     return Packed(dataset, counts)
 
