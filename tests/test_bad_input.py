@@ -72,6 +72,10 @@ def dataset(tmp_path_factory):
 
 CRYSTALS = {
     "empty file": ("", "no data_ block was found; this is not a CIF"),
+    "label without an element": (
+        cif("Mg1 0 0 0 1\nOH1 0.5 0.5 0.5 1\n").replace("_atom_site_type_symbol\n", ""),
+        "the element of sites labelled OH1 is not known: add a column _atom_site_type_symbol",
+    ),
     "truncated in the cell": (cif()[:60], "not found; the CIF has no atoms, or was cut short"),
     "truncated in a site": (cif()[:-9], "this CIF cannot be read"),
     "without atoms": (HEAD.format(name="bad", a=4.1, b=4.1), "the CIF has no atoms"),

@@ -238,6 +238,12 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
         except Exception as error:  # the parser lets errors of many kinds through
             said = (problems[-1] if problems else str(error)).strip() or type(error).__name__
             raise InputError(f"{where}: this CIF cannot be read: {said.splitlines()[-1]}") from error
+    # The parser leaves out sites whose label means nothing to it, such as OH1, and only says so here.
+    if lost := sorted({said.split()[0] for said in problems if said.endswith(" parsed as ")}):
+        raise InputError(
+            f"{where}: the element of sites labelled {', '.join(lost)} is not known: add a column "
+            "_atom_site_type_symbol with elements"
+        )
     species = [
         ordered_species([(_symbol(specie), float(occupancy)) for specie, occupancy in site.species.items()], i, where)
         for i, site in enumerate(structure)
