@@ -1,9 +1,12 @@
 """Files that are written whole or not at all."""
 
+import csv
+import io
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,30 @@ def write_whole(path: str | Path, data: bytes) -> Path:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
     return path
+
+
+def write_table(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, digits: int | None = None
+) -> Path:
+    """Write rows as CSV, whole or not at all.
+
+    Args:
+        path: Of the file.
+        rows: One mapping a row.
+        columns: Which of their keys, in this order, empty where a row lacks one; default: the keys of the first row.
+        digits: Significant ones of floats; default: as many as it takes.
+
+    Raises:
+        InputError: The file cannot be written.
+        ValueError: Without `columns`, a row with a key that the first one lacks.
+    """
+    rows = list(rows)
+    names, text = columns or tuple(rows[0] if rows else ()), io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore" if columns else "raise", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for key, v in row.items()})
+    return write_whole(path, text.getvalue().encode())
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

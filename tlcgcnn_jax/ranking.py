@@ -1,6 +1,5 @@
 """Which source is worth fine-tuning: scores of its features on the labelled training crystals, before any training."""
 
-import csv
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,7 @@ from tlcgcnn_jax import losses
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.embeddings import FEATURES, activations, graphs_for
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.splits import k_fold, overlap
 
@@ -224,12 +224,7 @@ def score_table(scores: Sequence[SourceScore]) -> str:
 
 def write_scores(scores: Sequence[SourceScore], path: str | Path) -> None:
     """Write a CSV with one row a source, in the order given."""
-    with open(path, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(SourceScore)])
-        writer.writeheader()
-        for score in scores:
-            row = asdict(score)
-            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+    write_table(path, map(asdict, scores), [field.name for field in fields(SourceScore)], digits=6)
 
 
 def _median_cv_mae(y: np.ndarray, seed: int) -> float:

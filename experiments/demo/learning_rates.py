@@ -5,7 +5,6 @@
 Writes learning_rates.csv beside this file: the cross-validated error of each way at each learning rate.
 """
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from tlcgcnn_jax import demo
 from tlcgcnn_jax.dataset import build_dataset
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.splits import Split, k_fold
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.zoo import load_model
@@ -44,10 +44,7 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    with open(Path(__file__).with_name("learning_rates.csv"), "w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(Path(__file__).with_name("learning_rates.csv"), rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ their picture.
 """
 
 import argparse
-import csv
 import fnmatch
 import gzip
 import json
@@ -24,7 +23,7 @@ import numpy as np
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.figure import GREY, INK, VERMILLION, picture
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import to_json, write_table, write_whole
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.machine import processor, versions
 from tlcgcnn_jax.run import Result, fit, transfer
@@ -163,11 +162,7 @@ def write_results(out: Path, ways: tuple[str, ...]) -> None:
         ]
         mae = [one["scores"]["mae"] for one in found.values()]
         print(f"{way}: mean MAE of {len(mae)} folds {np.mean(mae):.4f} ± {np.std(mae, ddof=1):.4f} log10 GPa")
-    with open(out / "results.csv", "w", newline="") as handle:
-        writer = csv.DictWriter(handle, tuple(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()})
+    write_table(out / "results.csv", rows, digits=5)
     draw(out / "folds.png", rows, ways)
 
 

@@ -7,12 +7,10 @@ but for a scale and a shift (`keep_head`) that are fitted to the training rows o
 """
 
 import argparse
-import csv
-import io
 from dataclasses import asdict
 from pathlib import Path
 
-from tlcgcnn_jax.files import write_whole
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.results import Row
 from tlcgcnn_jax.study_config import target_name, training_sizes
 from tlcgcnn_jax.study_desk import Desk
@@ -31,11 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path, help="folder of the study")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     options = parser.parse_args(arguments)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in own_property(Desk(options.study)))
-    write_whole(options.out, text.getvalue().encode())
+    write_table(options.out, map(asdict, own_property(Desk(options.study))), FIELDS)
 
 
 def own_property(desk: Desk) -> list[Row]:

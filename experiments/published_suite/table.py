@@ -8,7 +8,6 @@ README.md between its marks, and errors.png.
 
 import argparse
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from tlcgcnn_jax.figure import BLUE, GREY, INK, VERMILLION, log_axis, picture
-from tlcgcnn_jax.files import write_whole
+from tlcgcnn_jax.files import write_table, write_whole
 from tlcgcnn_jax.study_config import StudyTarget, read_study, target_name
 
 HERE = Path(__file__).parent
@@ -61,11 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
     published = read_published(options.data / "moe" / "published_results.json")
     runs = read_runs(options.runs)
     means = summarise(runs)
-    write_csv(options.out / "runs.csv", ("sources", *RUN_FIELDS), runs)
-    write_csv(options.out / "table.csv", ("task", "sources", "source", "strategy", *Mean._fields), [
+    write_table(options.out / "runs.csv", runs, ("sources", *RUN_FIELDS), digits=6)
+    rows = [
         {"task": task, "sources": way[0], "source": way[1], "strategy": way[2], **mean._asdict()}
         for (task, way), mean in means.items()
-    ])  # fmt: skip
+    ]
+    write_table(options.out / "table.csv", rows, ("task", "sources", "source", "strategy", *Mean._fields), digits=6)
     picture_link = "![Errors relative to the published CGCNN](errors.png)\n"
     parts = [main_table(targets, means, published), bars(means, published), picture_link]
     text = "\n".join([*parts, *all_ways(targets, means, published)])
@@ -235,14 +235,6 @@ def draw(path: Path, tasks: Sequence[str], means: Means, published: Published) -
             xlabel="test MAE, relative to the published CGCNN (mean over five splits)", ylim=(-0.6, len(shown) - 0.4)
         )
         figure.legend(loc="outside upper center", ncols=3, fontsize=9)
-
-
-def write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, extrasaction="ignore", restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    write_whole(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ folder, or into --out.
 """
 
 import argparse
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax.analysis import analyse
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.results import StudyResults, file_name
 from tlcgcnn_jax.statistics import crossing
 from tlcgcnn_jax.study_plots import learning_curves
@@ -35,10 +35,7 @@ def main() -> None:
             rows += crossings(target, chosen)
             path = out / f"regressors_{file_name(target)}.png"
             learning_curves(drawn(chosen), path, name=target, unit=results.targets[target])
-    with open(out / "crossings.csv", "w", newline="") as handle:
-        writer = csv.DictWriter(handle, ("target", "way", "against", "ahead_until", "words"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out / "crossings.csv", rows, ("target", "way", "against", "ahead_until", "words"))
     for row in rows:
         print("{target}: {way} against {against}: {words}".format(**row))
 

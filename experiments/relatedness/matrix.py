@@ -8,7 +8,6 @@ source), correlations.csv, matrix.png and scores.png into the study's folder, or
 """
 
 import argparse
-import csv
 import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from tlcgcnn_jax.analysis import Outcome, analyse
 from tlcgcnn_jax.crystal import Record, formula
 from tlcgcnn_jax.figure import BLUE, GREY, INK, VERMILLION, picture, plain
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.ranking import rank_sources
 from tlcgcnn_jax.structures import read_structures
 from tlcgcnn_jax.study_config import below, target_name
@@ -58,11 +58,11 @@ def main() -> None:
     options = parser.parse_args()
     out, desk = options.out or options.study, Desk(options.study)
     scored = scores(desk)
-    write(out / "scores.csv", scored)
+    write_table(out / "scores.csv", scored, digits=5)
     rows = matrix(desk, scored, kinship(desk, options.data))
-    write(out / "matrix.csv", rows)
+    write_table(out / "matrix.csv", rows, digits=5)
     found = correlations(rows)
-    write(out / "correlations.csv", found)
+    write_table(out / "correlations.csv", found, digits=5)
     draw_matrix(rows, out / "matrix.png")
     draw_scores(rows, found, out / "scores.png")
     for row in found:
@@ -242,14 +242,6 @@ def draw_scores(rows: list[dict[str, Any]], found: list[dict[str, Any]], path: P
                 xlabel=SCORES[key], ylabel=f"gain of {strategy} over scratch (%)",
             )  # fmt: skip
             axes.margins(0.12)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, tuple(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 if __name__ == "__main__":

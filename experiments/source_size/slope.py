@@ -6,13 +6,13 @@ Writes errors.csv, slopes.csv and source_size.png into the study's folder, or in
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlcgcnn_jax.figure import BLUE, GREY, VERMILLION, labelled, log_axis, picture, plain, short
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.results import Row, StudyResults
 from tlcgcnn_jax.statistics import mean_interval
 from tlcgcnn_jax.study_desk import Desk
@@ -28,8 +28,8 @@ def main() -> None:
     out = options.out or options.study
     desk = Desk(options.study)
     errors, slopes = tables(desk.results, source_errors(desk))
-    write(out / "errors.csv", errors)
-    write(out / "slopes.csv", slopes)
+    write_table(out / "errors.csv", errors, digits=5)
+    write_table(out / "slopes.csv", slopes, digits=5)
     draw(errors, slopes, out / "source_size.png")
     for row in slopes:
         print("{target}, {strategy}: slope {slope:.3f} ({low:.3f} to {high:.3f})".format(**row))
@@ -114,14 +114,6 @@ def draw(errors: list[dict[str, Any]], slopes: list[dict[str, Any]], path: Path)
             axes.set(title=plain(target), xlabel="Formation energies that the source learnt",
                      ylabel=labelled("Test MAE", "", mine[0]["unit"]))  # fmt: skip
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=8.5)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, tuple(rows[0]) if rows else ())
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ crystals are the same.
 """
 
 import argparse
-import csv
 import functools
 import json
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.results import Row, RunPredictions
 from tlcgcnn_jax.strategies import EnsembleStrategy, Strategy
 from tlcgcnn_jax.study_desk import Desk
@@ -63,10 +63,7 @@ def main() -> None:
             found[way, mean] = joined(desk, of_target)
     rows = [told(part, {way: found[way, part] for way in (ONE, *SETTINGS) if (way, part) in found})
             for part in (*parts, *auto)]  # fmt: skip
-    with open(options.out, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, tuple(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(options.out, rows)
 
 
 def parts_of_auto(desk: Desk, target: str) -> list[Part]:

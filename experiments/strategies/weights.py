@@ -8,12 +8,12 @@ validation error, and of bagged ensemble selection, which `auto` uses. Prints th
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.results import StudyResults
 
 PARTS = (("full", "auto"), ("features:svr", "all"), ("hybrid:svr", "all"), ("svr", ""), ("gp", ""))
@@ -27,10 +27,7 @@ def main() -> None:
     results = StudyResults(options.study)
     cells = sorted({(row.target, row.size) for row in results.rows})
     rows = [{"target": target, "size": size, **cell(results, target, size)} for target, size in cells]
-    with open(options.out, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, tuple(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    write_table(options.out, rows, digits=4)
     for name in rules(np.ones((2, 9)), np.zeros(9), 0):
         print(f"{name}: {np.mean([row[f'gain of {name}'] for row in rows]):.1f} %")
 

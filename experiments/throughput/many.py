@@ -7,7 +7,6 @@ frozen part). Writes many.csv and many.png beside this file. `--quick` only show
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.figure import BLUE, GREY, picture
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.fine_tuning import Job, fine_tune, start
 from tlcgcnn_jax.losses import fit_normaliser
 from tlcgcnn_jax.machine import processor
@@ -83,10 +83,7 @@ def main() -> None:
     for row in rows:
         print({name: row[name] for name in FIELDS})
     if not options.quick:
-        with open(HERE / "many.csv", "w", newline="") as handle:
-            writer = csv.DictWriter(handle, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(HERE / "many.csv", rows, FIELDS)
         draw(rows)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import figure
+from tlcgcnn_jax.files import write_table
 
 COLUMNS = (
     "section", "name", "ours_s", "theirs_s", "ratio", "ratio_min", "ratio_max", "target", "repetitions", "value",
@@ -44,10 +45,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 def write_report(rows: list[Row], folder: Path) -> None:
     """results.csv, results.md, throughput.png, and the table in the README where there is one with `MARKS`."""
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_table(folder / "results.csv", rows, COLUMNS, digits=5)
     rows = read_rows(folder)  # old and new ones alike
     ratios, values = [row for row in rows if row["ratio"]], [row for row in rows if row["value"]]
     machines = dict.fromkeys(f"{r['cpu']}, {r['cores']} cores, device {r['device']}, jax {r['jax']}\n" for r in rows)

@@ -7,7 +7,6 @@ the work folder and not repeated. Writes results.csv and ties.png beside this fi
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.figure import picture
+from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.machine import processor
 from tlcgcnn_jax.run import fit
 from tlcgcnn_jax.splits import Split, random_split
@@ -49,10 +49,7 @@ def main() -> None:
         for ties in ("shell", "reference"):
             rows.append(one_run(options, ties, seed))
             print(rows[-1])
-    with open(HERE / "results.csv", "w", newline="") as handle:
-        writer = csv.DictWriter(handle, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(HERE / "results.csv", rows, FIELDS)
     draw(rows)
 
 
