@@ -76,6 +76,14 @@ CRYSTALS = {
         cif("Mg1 0 0 0 1\nOH1 0.5 0.5 0.5 1\n").replace("_atom_site_type_symbol\n", ""),
         "the element of sites labelled OH1 is not known: add a column _atom_site_type_symbol",
     ),
+    "two structures": (cif() + cif(), "2 structures in one CIF: write a file for each"),
+    "a site without a place": (cif(CSCL + "H1 H . . . 1\n"), "a site has '.' as its coordinate x"),
+    "hydrogens of another atom": (
+        cif("Mg1 Mg 0 0 0 1 0\nO1 O 0.5 0.5 0.5 1 1\n").replace(
+            "occupancy\n", "occupancy\n_atom_site_attached_hydrogens\n"
+        ),
+        "hydrogens that belong to a site of another atom have no place",
+    ),
     "truncated in the cell": (cif()[:60], "not found; the CIF has no atoms, or was cut short"),
     "truncated in a site": (cif()[:-9], "this CIF cannot be read"),
     "without atoms": (HEAD.format(name="bad", a=4.1, b=4.1), "the CIF has no atoms"),

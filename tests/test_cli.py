@@ -164,6 +164,15 @@ def test_predict_writes_id_and_prediction(place, tmp_path):
     np.testing.assert_allclose([float(row["prediction"]) for row in rows], expected, rtol=1e-5)
 
 
+def test_predict_calls_crystals_as_it_is_told(place, tmp_path, said):
+    write_lines(tmp_path / "c.jsonl", records(2), code=["first", "second"])
+    asked = ("--id-column", "code", "--out", tmp_path / "p.csv")
+    assert command("predict", place / "run", tmp_path / "c.jsonl", *asked) == 0
+    assert [row["id"] for row in table(tmp_path / "p.csv")] == ["first", "second"]
+    assert command("predict", place / "run", place / "ds", *asked) == 2
+    assert "--id-column goes with prepare" in said()
+
+
 def test_predict_takes_a_packed_dataset_and_writes_over_a_file(place, tmp_path):
     (tmp_path / "p.csv").write_text("old")
     assert command("predict", place / "run", place / "ds", "--out", tmp_path / "p.csv") == 0

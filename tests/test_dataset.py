@@ -182,6 +182,17 @@ def test_damage_is_named_and_repaired(tmp_path: Path, name: str, damage) -> None
     assert_same(load_dataset(tmp_path / "d"), whole)
 
 
+def test_what_lies_beside_a_dataset_is_not_lost(tmp_path: Path) -> None:
+    build_dataset(records(), out=tmp_path / "d")
+    (tmp_path / "d" / "skipped.csv").write_text("what prepare writes")
+    build_dataset(records()[:5], out=tmp_path / "d")
+    (tmp_path / "d" / "run").mkdir()
+    (tmp_path / "d" / "run" / "weights.npz").write_text("hours of work")
+    with pytest.raises(InputError, match="d: run would be lost if the dataset there were packed again"):
+        build_dataset(records(), out=tmp_path / "d")
+    assert (tmp_path / "d" / "run" / "weights.npz").is_file() and len(load_dataset(tmp_path / "d")) == 5
+
+
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("text")

@@ -194,6 +194,13 @@ MISTAKES = {
     "no epochs": ({"epochs": 0}, CRYSTALS, MODULI, "epochs is 0"),
     "unknown transform": ({"transform": "cube"}, CRYSTALS, MODULI, "transform 'cube'"),
     "unknown strategy": ({"source": "SOURCE", "strategy": "half"}, CRYSTALS, MODULI, "no strategy 'half'"),
+    "a strategy without a source": (
+        {"strategy": "descriptors:svr"},
+        CRYSTALS,
+        MODULI,
+        "'descriptors:svr' goes with a source",
+    ),
+    "multipliers without a source": ({"multipliers": (("conv_*", 0.1),)}, CRYSTALS, MODULI, "multipliers goes with"),
     "logarithm of a negative label": ({"transform": "log"}, CRYSTALS, -MODULI, "needs positive values"),
 }
 

@@ -540,6 +540,21 @@ def test_patterns_that_do_not_cover_are_told():
         tuned(way, given=[source()])
 
 
+def test_patterns_of_every_phase_are_checked_at_the_start():
+    """Not after the phases before have been trained."""
+    way = find_strategy("gradual", (("conv_*", 0.1),), toy.SIZES.convolutions)
+    with pytest.raises(InputError, match="no parameter is left for it"):
+        start(toy.dataset(), (toy.ENERGY,), way, [source()], JOBS[0])
+
+
+def test_a_pull_towards_what_was_moved_before_is_refused():
+    moved = Strategy("own", "", ("head/*",), (("*", 1.0),), (Phase(0.5, (("*", 1.0),)),), pull=0.1)
+    with pytest.raises(InputError, match="one before the last trains what was loaded"):
+        start(toy.dataset(), (toy.ENERGY,), moved, [source()], JOBS[0])
+    still = dataclasses.replace(moved, before=(Phase(0.5, (("head/*", 1.0), ("*", 0.0))),))
+    assert start(toy.dataset(), (toy.ENERGY,), still, [source()], JOBS[0]).account
+
+
 def test_a_source_of_another_depth_is_explained():
     short = dataclasses.replace(source(), members=(toy.variables(dataclasses.replace(toy.SIZES, convolutions=1)),))
     with pytest.raises(InputError, match="- params/conv_1/bias .*: not in the source"):

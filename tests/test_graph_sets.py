@@ -55,3 +55,8 @@ def test_what_cannot_be_kept_together_is_refused():
         pack_graphs(RECORDS, [])
     with pytest.raises(InputError, match="no crystal of 1 could be used"):
         pack_graphs([LONELY], [ORIGINAL, SHELL], on_error="skip")
+
+
+def test_an_iterator_is_read_once_for_all_kinds_of_graphs():
+    sets = pack_graphs(iter(RECORDS), [SHELL, ORIGINAL])
+    assert [len(dataset) for dataset in sets.datasets] == [len(RECORDS)] * 2

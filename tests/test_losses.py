@@ -25,6 +25,8 @@ FITTED = {
     "log10": (column(10, 1000, NAN), LOG, 2.0, 1.0),
     "log": (column(1, np.e**2), LN, 1.0, 1.0),
     "constant": (column(5, 5, 5), GAP, 5.0, 1.0),
+    "zero": (column(0, 0), GAP, 0.0, 1.0),
+    "joules": (column(2e-19, 4e-19), GAP, 3e-19, 1e-19),
     "one label": (column(NAN, 7), GAP, 7.0, 1.0),
     "classes": (column(0, 1, 1), METAL, 0.0, 1.0),
 }

@@ -55,6 +55,26 @@ def test_round_trip(folder):
     np.testing.assert_allclose(crystals.values, CRYSTALS.values, rtol=1e-8)
 
 
+def test_other_labels_are_another_study(folder):
+    for changed in ({"values": 2 * CRYSTALS.values}, {"ids": [*CRYSTALS.ids[:-1], "f"]}):
+        with pytest.raises(InputError, match="begun with other crystals or labels of gap"):
+            start_study(folder, STUDY, {"gap": replace(CRYSTALS, **changed)})
+
+
+def test_a_run_that_was_written_twice_counts_once(folder):
+    path = folder / "results.csv"
+    path.write_text(path.read_text() + path.read_text().split("\n", 1)[1])
+    assert [row.run for row in StudyResults(folder).rows] == [ROW.run, "other"]
+
+
+def test_an_own_strategy_stays_what_it_was(folder, tmp_path):
+    mine = {"name": "mine", "rates": [["*", 1.0]]}
+    start(tmp_path / "other", own=[mine])
+    start(tmp_path / "other", own=[mine, {"name": "more", "rates": []}])
+    with pytest.raises(InputError, match=r"other settings \(own strategy mine\)"):
+        start(tmp_path / "other", own=[{**mine, "rates": [["*", 0.5]]}])
+
+
 def test_same_study_goes_on(folder):
     results = start(folder)
     assert len(results.rows) == 2

@@ -342,6 +342,20 @@ def test_formulas_of_the_training_crystals_go_with_the_model(run):
     assert transfer(records(), {"k": unknown}, "head", K, config=ONE_EPOCH, seeds=1).overlap == {"k": None}
 
 
+def test_crystals_without_the_label_take_no_place_in_the_split():
+    one = records()
+    both = [
+        replace(record, targets={K: record.targets[K] if i % 2 else float("nan"), GAP: 1.0})
+        for i, record in enumerate(one)
+    ]
+    result = fit(build_dataset(both, targets=(K, GAP)), K, **SMALL)
+    rows = np.concatenate([result.split.train, result.split.val, result.split.test])
+    assert sorted(rows.tolist()) == list(range(1, len(one), 2)) and len(result.split.val) == 1
+    # All labelled: the split that a seed has always given.
+    all_labelled = fit(build_dataset(one, targets=(K,)), K, **SMALL).split
+    np.testing.assert_array_equal(all_labelled.train, random_split(len(one), SMALL["config"].seed).train)
+
+
 def test_intervals_come_from_the_validation_crystals():
     result = fit(records(), Target(K, "GPa"), split=FEW, seeds=2, **SMALL)
     (bar,) = result.model.calibration
@@ -369,6 +383,14 @@ REFUSED = {
     "another target than the dataset's": (
         lambda: fit(build_dataset(records(4), targets=(K,)), GAP),
         f"has no target {GAP}; it has {K}",
+    ),
+    "seeds past the last": (
+        lambda: fit(records(4), K, seeds=2, config=replace(ONE_EPOCH, seed=2**32 - 1)),
+        "whose seeds follow: choose a smaller one",
+    ),
+    "a mixture of no sources": (
+        lambda: fit(records(4), K, model=replace(MODEL, sources=2), config=ONE_EPOCH),
+        "a mixture of 2 sources is made of sources: none was given",
     ),
     "no seeds": (lambda: fit(records(), K, seeds=0), "seeds is 0"),
     "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),

@@ -409,6 +409,53 @@ def test_a_bad_python_object_is_named(source, message):
         read_structures(source())
 
 
+def test_a_column_of_a_sheet_is_not_that_of_id_prop(tmp_path):
+    """The second column of a table without a header has no name, so that it is not the one a sheet lacks."""
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "id_prop.csv").write_text("nacl,0.0\n")
+    (tmp_path / "sheet.csv").write_text("id,bulk\nnacl,24.5\n")
+    with pytest.raises(InputError, match=r"sheet\.csv: no column bulk_modulus; .*bulk"):
+        read_structures(tmp_path, targets=("bulk_modulus",), labels=tmp_path / "sheet.csv")
+    assert read_structures(tmp_path, targets=("bulk",), labels=tmp_path / "sheet.csv")[0].targets == {"bulk": 24.5}
+    assert read_structures(tmp_path, targets=("k",))[0].targets == {"k": 0.0}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_crystals_that_are_not_read_are_told(tmp_path, caplog, listed):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "more.cif.gz").write_bytes(gzip.compress(NACL_CIF.encode()))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "deep.cif").write_text(NACL_CIF)
+    if listed:
+        (tmp_path / "unlisted.cif").write_text(NACL_CIF)
+        (tmp_path / "id_prop.csv").write_text("nacl,0.0\n")
+    assert [record.id for record in read_structures(tmp_path)] == ["nacl"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"{2 + listed} not read" in told and "below/, more.cif.gz" in told and ("unlisted.cif" in told) == listed
+
+
+def test_a_damaged_file_of_a_folder_of_json_can_be_left_out(tmp_path):
+    as_structure_folder(tmp_path)
+    (tmp_path / "three.json").write_text('{"lattice": ')
+    (tmp_path / "settings.json").write_text('{"epochs": 3}')
+    records = read_structures(tmp_path, on_error="skip")
+    assert [record.id for record in records] == ["one", "two"]
+    assert sorted(left_out.id for left_out in records.skipped) == ["settings", "three"]
+    with pytest.raises(InputError, match=r"settings\.json: a JSON object with epochs"):
+        read_structures(tmp_path)
+
+
+def test_the_energy_of_an_ase_database_is_a_label(tmp_path):
+    ase, db = pytest.importorskip("ase"), pytest.importorskip("ase.db")
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = ase.Atoms("CsCl", scaled_positions=CSCL["frac_coords"], cell=CSCL["lattice"], pbc=True)
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.5)
+    with db.connect(tmp_path / "x.db") as database:
+        database.write(atoms, gap=2.0)
+    assert read_structures(tmp_path / "x.db", targets=("energy", "gap"))[0].targets == {"energy": -1.5, "gap": 2.0}
+
+
 LABELS = {
     "no such table": (None, "no such table"),
     "no id column": ("code,k\nnacl,1\n", "no id column .* among code, k"),
@@ -464,7 +511,6 @@ VARIANTS = {
     "thirds": (NACL_CIF.replace("0.5 0.5 0.5", "0.3333 0.66667 0.5"), True),
     "sixths": (NACL_CIF.replace("0.5 0.5 0.5", "0.1667 0.8333 0.5"), True),
     "negative and beyond the cell": (NACL_CIF.replace("0.5 0.5 0.5", "-0.25 1.25 0.5"), True),
-    "several blocks": (NACL_CIF + "\n" + NACL_CIF.replace("NaCl", "again"), False),
     "a block without structure first": ("data_first\n_journal_year 1990\n" + NACL_CIF, False),
     "symbol instead of operators": (f"{HEAD}_symmetry_space_group_name_H-M 'F m -3 m'\nloop_{SITES}", False),
     "neither symbol nor operators": (f"{HEAD}loop_{SITES}", False),

@@ -70,6 +70,10 @@ def finished(data, tmp_path_factory) -> StudyResults:
     return StudyResults(out)
 
 
+def below_data(source: StudySource, data: Path) -> StudySource:
+    return dataclasses.replace(source, data=str(data / source.data))
+
+
 def numbers(results: StudyResults) -> dict:
     """What must not depend on where and in which order runs are made."""
     return {row.run: (row.test_mae, row.val_mae, row.learning_rate, row.epochs, row.updates) for row in results.rows}
@@ -309,6 +313,43 @@ def test_formulas_of_a_source_that_is_left_out_may_be_tested(data, tmp_path):
     target = dataclasses.replace(STUDY.targets[0], leave_out=("knows_all",))
     run_study(dataclasses.replace(study, targets=(target,)), tmp_path / "left_out", data=data, workers=1)
     assert len(StudyResults(tmp_path / "left_out").rows) == 3
+
+
+ASKED_FOR = {
+    "no source": ({"sources": (), "pool": "", "strategies": ("full",)}, "strategies: full has no source"),
+    "no pool": ({"pool": "", "strategies": ("full@pool",)}, "strategies: full@pool has no source"),
+    "a source for mixtures alone": (
+        {"sources": (StudySource("source", name="gap", alone=False),), "strategies": ("full@gap",)},
+        "strategies: full@gap has no source",
+    ),
+    "a mean without a part": (
+        {"strategies": ("full@auto", "ensemble:full+ridge")},
+        r"ensemble:full\+ridge is made of full, of which there is no run",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), ASKED_FOR.values(), ids=ASKED_FOR)
+def test_what_would_not_be_run_is_told_before_any_run(data, tmp_path, monkeypatch, change, told):
+    monkeypatch.setattr(study_file, "work", None)
+    with pytest.raises(InputError, match=told):
+        run_study(dataclasses.replace(STUDY, **change), tmp_path / "out", data=data, workers=1)
+
+
+def test_a_study_of_no_source(data, tmp_path):
+    study = dataclasses.replace(STUDY, sources=(), pool="", strategies=(), seeds=1)
+    run_study(study, tmp_path / "out", data=data, workers=1)
+    assert [row.strategy for row in StudyResults(tmp_path / "out").rows] == ["scratch", "ridge"]
+
+
+def test_a_source_of_a_start_that_was_cut_short_is_kept_if_it_is_the_same(data, tmp_path):
+    source = StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(8,), epochs=1, least_updates=1, name="gaps")
+    (first,) = study_file._train_source(below_data(source, data), tmp_path, set(), False).values()
+    (again,) = study_file._train_source(below_data(source, data), tmp_path, set(), False).values()
+    jax.tree.map(np.testing.assert_array_equal, first.members, again.members)
+    assert len(again.formulas) == len(first.formulas)
+    with pytest.raises(InputError, match="other settings|other crystals|split"):
+        study_file._train_source(below_data(source, data), tmp_path, set(first.formulas[:2]), False)
 
 
 def test_too_few_crystals_are_told_before_any_run(data, tmp_path):

@@ -104,6 +104,14 @@ BAD = {
         'strategies = ["full@pool", "ensemble:full@pool+ridge"]\n' + TARGET,
         "full@pool is not among",
     ),
+    "one source and all": ('strategies = ["full@all"]\n' + TARGET, "full@all takes one source: .* full@auto"),
+    "several sources and one": ('strategies = ["multi_source@auto"]\n' + TARGET, "write multi_source"),
+    "a part of a source of several sizes": (
+        'strategies = ["full", "ensemble:full@e+svr"]\nbaselines = ["svr"]\n'
+        + TARGET
+        + '[[sources]]\ndata = "x"\ncolumn = "e"\nsizes = [500, 1000]\n',
+        "e has several sizes",
+    ),
     "a source of nothing": (TARGET + '[[sources]]\nname = "a"', "either model, or data"),
     "a source without a column": (TARGET + '[[sources]]\ndata = "a"', "without a column|a source: data"),
     "a reserved name": (TARGET + '[[sources]]\nmodel = "x"\nname = "all"', "stands for a choice"),

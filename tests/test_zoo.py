@@ -1,6 +1,7 @@
 """The shipped source model is there, whole, documented, and knows salt from silicon; a user's own are found."""
 
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,15 @@ def test_a_folder_is_loaded_as_it_was_saved(tmp_path):
     assert (again.targets, again.graph, again.model) == (source().targets, source().graph, source().model)
     for one, other in zip(_leaves(again.members[0]), _leaves(source().members[0]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_of_ones_own_goes_before_a_shipped_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source().save(NAME)
+    assert load_model(NAME).targets == source().targets
+    assert find_sources()[NAME].targets != source().targets
+    with pytest.raises(InputError, match="neither a folder nor"):
+        load_model(Path("mp-metal"))  # a path is no name
 
 
 # --- sources of the user's own ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tlcgcnn_jax.errors import InputError
 FORMAT = "tlcgcnn_jax dataset"
 VERSION = 2  # 1 had no volumes
 MANIFEST = "dataset.json"
+SKIPPED = "skipped.csv"  # what was left out, which `tlcgcnn prepare` lists there
 _AGAIN = "pack the dataset again"
 
 
@@ -25,7 +26,7 @@ class FolderWriter:
     Use it as a context manager; if `finish` is not reached, nothing is left behind.
 
     Args:
-        path: The folder to make; an array folder that is there is replaced, anything else is refused.
+        path: The folder to make; an array folder that is there is replaced, one that holds more is refused.
         arrays: Type and shape after the first axis of each array.
         lists: Names of what `finish` will be given as lists.
 
@@ -152,20 +153,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def check_free(path: Path, names: Collection[str] = ()) -> None:
-    """Raise `InputError` if `path` holds something else than an array folder: it would be lost.
+    """Raise `InputError` if `path` is no array folder, or holds more than that: it would be lost.
 
     Args:
         path: The folder to make or to replace.
-        names: Names of its arrays and lists: a folder with no other files is ours even if its manifest is lost.
+        names: Of its arrays and lists: a folder with no other files is ours even if its manifest is lost.
     """
-    known = {MANIFEST, *(f"{name}{ending}" for name in names for ending in (".npy", ".json"))}
+    known = {MANIFEST, SKIPPED, ".DS_Store", *(f"{name}{ending}" for name in names for ending in (".npy", ".json"))}
     try:
         if not path.is_symlink() and not path.exists():
             return
-        if path.is_dir() and not path.is_symlink() and all(entry.name in known for entry in path.iterdir()):
+        others = sorted({entry.name for entry in path.iterdir()} - known)
+        if not others and not path.is_symlink():
             return
         if FORMAT in (path / MANIFEST).read_text():
-            return
+            if not others:
+                return
+            raise InputError(
+                f"{path}: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} would be lost if the dataset "
+                "there were packed again: move that, or choose another folder"
+            )
     except (OSError, UnicodeDecodeError):
         pass
     raise InputError(

@@ -157,6 +157,8 @@ def _species(block: Any) -> list[int]:
     known = {name: _plain_element(name, pattern) for name in set(names)}
     if len(set(known.values())) != len(known) and types and block.find_values("_atom_type_oxidation_number"):
         raise _Unusual  # two oxidation states of one element are two species, and are ordered as such
+    if set(block.find_values("_atom_site_attached_hydrogens")) - {"0", ".", "?"}:
+        raise _Unusual
     for occupancy in set(block.find_values("_atom_site_occupancy")):
         if occupancy not in ("?", ".") and _number(occupancy) != 1:  # not told: full
             raise _Unusual
@@ -227,7 +229,7 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
     from pymatgen.io.cif import CifParser
 
     _check_complete(text, where)
-    text = _with_full_sites(text)
+    text = _with_full_sites(text, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same is told by parser.warnings
         problems: list[str] = []
@@ -238,6 +240,8 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
         except Exception as error:  # the parser lets errors of many kinds through
             said = (problems[-1] if problems else str(error)).strip() or type(error).__name__
             raise InputError(f"{where}: this CIF cannot be read: {said.splitlines()[-1]}") from error
+    if any("implicit hydrogens" in said for said in problems):
+        raise InputError(f"{where}: hydrogens that belong to a site of another atom have no place: give each its site")
     # The parser leaves out sites whose label means nothing to it, such as OH1, and only says so here.
     if lost := sorted({said.split()[0] for said in problems if said.endswith(" parsed as ")}):
         raise InputError(
@@ -251,8 +255,12 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
     return structure.lattice.matrix, species, structure.frac_coords
 
 
-def _with_full_sites(text: str) -> str:
-    """The same CIF with an occupancy of 1 where it is told to be inapplicable: pymatgen would drop the site."""
+def _with_full_sites(text: str, where: str) -> str:
+    """The same CIF with an occupancy of 1 where it is told to be inapplicable: pymatgen would drop the site.
+
+    Raises:
+        InputError: A site without coordinates, which pymatgen would put at the origin.
+    """
     from gemmi import cif
 
     try:
@@ -261,6 +269,9 @@ def _with_full_sites(text: str) -> str:
         return text
     changed = False
     for block in document:
+        for axis in "xyz":
+            if "." in list(block.find_values(f"_atom_site_fract_{axis}")):
+                raise InputError(f"{where}: a site has '.' as its coordinate {axis}: give it a place, or leave it out")
         column = block.find_loop("_atom_site_occupancy")
         for row in range(len(column)):
             if column[row] == ".":
@@ -279,3 +290,5 @@ def _check_complete(text: str, where: str) -> None:
     missing = [tag for tag in ("_cell_length_a", "_atom_site_fract_x") if tag not in text]
     if missing:
         raise InputError(f"{where}: {' and '.join(missing)} not found; the CIF has no atoms, or was cut short")
+    if (structures := len(re.findall(r"^\s*_atom_site_fract_x\b", text, re.MULTILINE))) > 1:
+        raise InputError(f"{where}: {structures} structures in one CIF: write a file for each")

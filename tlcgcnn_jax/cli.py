@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tlcgcnn_jax.array_folder import SKIPPED
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.options import (
@@ -18,6 +19,7 @@ from tlcgcnn_jax.options import (
     crystals,
     data_argument,
     graph_options,
+    id_column_option,
     is_watched,
     model_options,
     multiplier,
@@ -113,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="folder of a model or run, or a shipped name")
     predict.add_argument("input", metavar="INPUT", help="folder or file of crystals, a packed dataset, or `textbook`")
     predict.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
+    id_column_option(predict)
     on_error_option(predict)
 
     _verb(verbs, "models", run_models, "list the shipped source models")
@@ -159,7 +162,7 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         named_input(options.input, options.target), targets=tuple(options.target), graph=graph, labels=options.labels,
         id_column=options.id_column, out=options.out, on_error=options.on_error, progress=is_watched(),
     )  # fmt: skip
-    _tell_skipped(dataset.skipped, options.out / "skipped.csv")
+    _tell_skipped(dataset.skipped, options.out / SKIPPED)
     count = f"{len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms"
     print(f"{options.out}: {count}, targets {', '.join(options.target)}")
 
@@ -233,7 +236,7 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
     _tell_skipped(packed.skipped, options.out and options.out.with_suffix(".skipped.csv"))
 
 
-def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
+def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn predict`."""
     from tlcgcnn_jax.evaluate import predict
     from tlcgcnn_jax.graph_sets import pack_graphs
@@ -242,8 +245,13 @@ def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None
 
     model = load_model(options.model)
     check_free_file(options.out)
-    inputs = packed_dataset(options.input) or named_input(options.input, ())
-    packed = pack_graphs(inputs, model.graphs, on_error=options.on_error, progress=is_watched())
+    dataset = packed_dataset(options.input)
+    if dataset is not None and options.id_column:
+        parser.error(f"{options.input} is packed with its ids: --id-column goes with prepare")
+    inputs = dataset or named_input(options.input, ())
+    packed = pack_graphs(
+        inputs, model.graphs, id_column=options.id_column, on_error=options.on_error, progress=is_watched()
+    )
     predictions = predict(model, packed)
     predictions.write(options.out)
     _tell_skipped(predictions.skipped, options.out.with_suffix(".skipped.csv"))
@@ -258,11 +266,11 @@ def run_predict(options: argparse.Namespace, _: argparse.ArgumentParser) -> None
 def run_models(_: argparse.Namespace, __: argparse.ArgumentParser) -> None:
     """`tlcgcnn models`."""
     from tlcgcnn_jax.bundle import target_metrics
-    from tlcgcnn_jax.zoo import load_source, shipped
+    from tlcgcnn_jax.zoo import folder, load_source, shipped
 
     print(f"{'name':<24} {'property':<32} {'unit':<8} {'crystals':>8}  test error")
     for name in shipped():
-        model = load_source(name)
+        model = load_source(folder() / name)
         for target in model.targets:
             test = target_metrics(model.metrics, model.targets)[target.name].get("test", {})
             error = f"MAE {test['mae']:.4f}" if "mae" in test else f"ROC-AUC {test.get('roc_auc', float('nan')):.3f}"

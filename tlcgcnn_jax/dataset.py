@@ -89,6 +89,11 @@ class CrystalDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """Rows with a label of one target at least; int64 [n_labelled]."""
+        return np.flatnonzero(np.isfinite(self.targets).any(1))
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "CrystalDataset":
         """The crystals at `indices` (row numbers, or a mask of length n), in that order, in memory."""
         index = np.asarray(indices)

@@ -36,6 +36,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         source: What to transfer from, as in `transfer`: a model, its folder, the name of a shipped one, several of
             these, or "auto"; None trains from scratch.
         strategy: With a source: a name as in `transfer`, for example "full", "features:svr" or "auto"; or a `Strategy`.
+            Without one "full" or "scratch", which are then the same.
         epochs: Passes over the training crystals.
         batch_size: Crystals in a batch, on average; None: 32 with a source, 128 without.
         learning_rate: Highest learning rate; None: 0.002 with a source, 0.004 without.
@@ -45,8 +46,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         multipliers: Learning-rate multipliers by pattern that go before the strategy's.
         seeds: Networks; more than one make an ensemble, whose spread `predict(X, return_std=True)` gives.
         val_fraction: Share of X that is kept out of networks' training to choose the epoch by; 0 keeps the last
-            weights. Regressors learn from it in the end, and "auto" and "blend:…" keep another part out of each network
-            instead, see `transfer`.
+            weights. Regressors learn from it in the end, and with seeds=3 or more "auto" and "blend:…" keep another
+            part out of each network instead, see `transfer`; with fewer networks this part alone weights them.
         transform: "identity", "log10" or "log": what the network learns; predictions are in the unit of y.
         width: Features of an atom; without a source only, as are the three that follow.
         convolutions: Gated graph convolutions.
@@ -125,6 +126,9 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             raise InputError(f"{len(crystals)} crystals and {len(labels)} labels: one label for each was expected")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}: a share from 0 to below 1 was expected")
+        if self.source is None and (self.strategy not in ("full", "scratch") or self.multipliers):
+            what = "multipliers" if self.multipliers else f"strategy {self.strategy!r}"
+            raise InputError(f"{what} goes with a source: give one, for example source='auto'")
         pool = None if self.source is None else find_pool(self.source)
         graphs = needed_graphs(self.strategy, pool) if pool else (self.graph or GraphConfig(),)
         packed = pack_graphs(crystals, graphs, progress=self.verbose)

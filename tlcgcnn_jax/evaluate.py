@@ -20,7 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    model: AnyModel, inputs: Any, *, on_error: str = "raise", batch_size: int | None = None, progress: bool = False
+    model: AnyModel,
+    inputs: Any,
+    *,
+    id_column: str | None = None,
+    on_error: str = "raise",
+    batch_size: int | None = None,
+    progress: bool = False,
 ) -> Predictions:
     """Predict the targets of crystals; graphs are built from the model's own settings.
 
@@ -29,6 +35,7 @@ def predict(
     Args:
         model: From `load_model`, `fit` or `transfer`.
         inputs: Whatever `read_structures` takes (a path, pymatgen Structures, a DataFrame, …), or a prepared dataset.
+        id_column: Column that holds the ids, see `read_structures`.
         on_error: "raise", or "skip" to list bad crystals in `skipped` and go on.
         batch_size: Crystals in a batch, on average; default: what is fastest on the device.
         progress: Show a bar while crystals are read.
@@ -37,7 +44,7 @@ def predict(
         InputError: A crystal that cannot be read, or a dataset with other graph settings than the model's.
     """
     crystals = inputs if isinstance(inputs, GraphSets) else pack_graphs(
-        inputs, model.graphs, on_error=on_error, progress=progress
+        inputs, model.graphs, id_column=id_column, on_error=on_error, progress=progress
     )  # fmt: skip
     found = replace(predict_packed(model, crystals, batch_size), skipped=tuple(crystals.skipped))
     if found.novel:

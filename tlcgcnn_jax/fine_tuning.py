@@ -73,6 +73,8 @@ class Start:
 def network_of(strategy: Strategy, sources: Sequence[Model], model_config: ModelConfig) -> ModelConfig:
     """Sizes of the network that a strategy trains: the source's, side by side for several, or the given ones."""
     if not sources:
+        if model_config.sources > 1:
+            raise InputError(f"a mixture of {model_config.sources} sources is made of sources: none was given")
         return model_config
     first = sources[0].model
     if mixed := [model.model.sources for model in sources if model.model.sources > 1]:

@@ -1,6 +1,6 @@
 """The same crystals under several graph settings, for sources that were trained on graphs of different kinds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ def pack_graphs(
     """
     if isinstance(source, CrystalDataset):
         return GraphSets((source,), tuple(source.skipped))
+    if isinstance(source, Iterator):
+        source = list(source)  # it is read once for each kind of graph
     distinct: list[GraphConfig] = []
     for graph in graphs:
         if not any(_same(graph, other) for other in distinct):

@@ -58,7 +58,8 @@ def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
             raise InputError(f"target {target.name}: not one training crystal has a label")
         if target.kind == "regression":
             mean[column] = known.mean()
-            std[column] = known.std() if known.std() > 1e-12 * max(1.0, abs(known.mean())) else 1.0
+            # Relative: labels in joules are no less to be learnt than those in electronvolts.
+            std[column] = known.std() if known.std() > 1e-9 * np.abs(known).max() else 1.0
             low[column], high[column] = known.min(), known.max()
     return Normaliser(*(part.astype(np.float32) for part in (mean, std, low, high)))
 

@@ -51,7 +51,7 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
 
     Raises:
         InputError: Arrays that only one side has, or whose shapes differ, or patterns without an array, with the
-            list of them.
+            list of them; or a pull towards what a phase before has moved.
 
     Source:
         The leaf-by-leaf account follows the habit of big_vision's `merge_params`.
@@ -80,6 +80,14 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
         name = path.split("/", 1)[1]
         if path not in new and not any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise):
             problems.append(f"+ {path} {old[path].shape}: in the source only")
+    loaded = [leaf.path for leaf in leaves if leaf.fate == "loaded" and leaf.rate is not None]
+    for phase in strategy.before:
+        rates = flatten(rate_tree(fresh["params"], phase.rates))
+        if strategy.pull and any(rates[name] for name in loaded):
+            raise InputError(
+                f"{strategy.name}: each phase pulls towards where it starts, and one before the last trains what was "
+                "loaded: freeze that there, or leave the pull out"
+            )
     names = [path.split("/", 1)[1] for path in new]
     problems += [
         f"? {pattern}: nothing in the network to re-initialise"

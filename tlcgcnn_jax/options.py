@@ -25,8 +25,13 @@ def reading_options(parser: argparse.ArgumentParser) -> None:
         "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
     )
     parser.add_argument("--labels", type=Path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
-    parser.add_argument("--id-column", metavar="COLUMN", help="column of the ids (default: id, material_id, name, …)")
+    id_column_option(parser)
     on_error_option(parser)
+
+
+def id_column_option(parser: argparse.ArgumentParser) -> None:
+    """What crystals are called by."""
+    parser.add_argument("--id-column", metavar="COLUMN", help="column of the ids (default: id, material_id, name, …)")
 
 
 def on_error_option(parser: argparse.ArgumentParser) -> None:
@@ -164,13 +169,16 @@ def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser,
 
 
 def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> Any:
-    """The split of a file, or a random one."""
+    """The split of a file, or a random one of the crystals with a label."""
     from tlcgcnn_jax.splits import random_split, read_split
 
-    sizes = part_sizes(options, parser, len(dataset))
+    labelled = dataset.labelled
+    if not len(labelled):
+        raise InputError(f"not one of {len(dataset)} crystals has a label of {' or '.join(dataset.target_names)}")
+    sizes = part_sizes(options, parser, len(labelled))
     if options.split is not None:
         return read_split(options.split, dataset.ids)
-    return random_split(len(dataset), options.seed, sizes["train"], sizes["val"], sizes["test"])
+    return random_split(len(labelled), options.seed, sizes["train"], sizes["val"], sizes["test"]).of(labelled)
 
 
 def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: int) -> dict[str, float | int]:

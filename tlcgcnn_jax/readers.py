@@ -1,10 +1,12 @@
 """One reader per format: which crystals a file or folder holds, without looking at their geometry."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,31 @@ def read_entries(path: Path, reader: str, targets: tuple[str, ...], id_column: s
         yield from _ase_file(path, id_column)
     else:
         for file in files:
-            alone = file.stem if reader == "json_folder" else None
-            yield from _json_file(file, id_column, alone)
+            if reader == "json":
+                yield from _json_file(file, id_column, None)
+                continue
+            try:
+                yield from _json_file(file, id_column, file.stem)
+            except InputError as error:  # that of one crystal among many
+                yield Entry(file.stem, str(file), problem=str(error))
+
+
+def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:
+    """What a folder holds beside the crystals that were found, as a warning; "" where nothing looks like a crystal."""
+    if reader not in ("cgcnn", "files") or path.is_file():
+        return ""
+    read = {Path(entry.where if entry.payload is None else entry.payload).name for entry in entries}
+    others = []
+    for child in sorted(path.iterdir()):
+        if child.is_dir():
+            with contextlib.suppress(OSError):
+                others += [f"{child.name}/"] if any(is_structure_file(name) for name in os.listdir(child)) else []
+        elif is_structure_file(child.name.lower().removesuffix(".gz")) and child.name not in read:
+            others.append(child.name)
+    if not others:
+        return ""
+    why = f"{'not in id_prop.csv, ' if reader == 'cgcnn' else ''}in a folder below or compressed"
+    return f"{path}: {len(others)} not read ({why}): {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
 
 
 # --- folders of files -----------------------------------------------------------------------------
@@ -377,7 +402,10 @@ def _ase_file(path: Path, id_column: str | None) -> Iterator[Entry]:
         if path.suffix == ".db":
             from ase.db import connect
 
-            rows = ((row.toatoms(), {**row.data, **row.key_value_pairs}) for row in connect(str(path)).select())
+            rows = (
+                (atoms := row.toatoms(), {**_info(atoms), **row.data, **row.key_value_pairs})
+                for row in connect(str(path)).select()
+            )
         else:
             from ase.io import iread
 

@@ -230,6 +230,12 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
     now = json.loads(to_json(dict(settings)))
     # What an older version did not know was off.
     changed = sorted(n for n in {*now, *before} - EXTENDED if (now.get(n) or None) != (before.get(n) or None))
+    own = [{one["name"]: one for one in settings.get("own") or ()} for settings in (before, now)]
+    changed += [
+        f"own strategy {name}"
+        for name in own[0].keys() & own[1].keys()
+        if any(own[0][name][key] != own[1][name][key] for key in own[0][name].keys() & own[1][name].keys())
+    ]
     if changed:
         raise InputError(
             f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out). "
@@ -247,10 +253,18 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
         crystals: The labelled crystals of each target.
 
     Raises:
-        InputError: The folder holds something else or a study with other settings, or cannot be written.
+        InputError: The folder holds something else or a study with other settings or crystals, or cannot be written.
     """
     folder = Path(folder)
     if check_study(folder, study["settings"]):
+        kept = StudyResults(folder)
+        for name, table in crystals.items():
+            there, values = kept.crystals(name), [float(f"{v:.9g}") for v in table.values]
+            if (there.ids, there.formulas, there.values.tolist()) != (table.ids, table.formulas, values):
+                raise InputError(
+                    f"{folder}: was begun with other crystals or labels of {name}: give the old data, or another "
+                    "folder (--out)"
+                )
         write_whole(folder / STUDY, to_json(dict(study), indent=1).encode())
         return StudyResults(folder)
     try:
@@ -282,13 +296,14 @@ def _read_rows(path: Path) -> list[Row]:
             f"{path}: its columns are {', '.join(lines[0])}, not {', '.join(_FIELDS)}: it is damaged or of another "
             "version; run the study again in a new folder"
         )
-    rows = []
+    rows: dict[str, Row] = {}
     for number, cells in enumerate(lines[1:], 2):
         try:
-            rows.append(Row(*(_value(name, cell) for name, cell in zip(_FIELDS, cells, strict=True))))
+            row = Row(*(_value(name, cell) for name, cell in zip(_FIELDS, cells, strict=True)))
+            rows.setdefault(row.run, row)  # two studies at work in one folder write a run twice
         except ValueError as error:
             raise InputError(f"{path}:{number}: damaged ({error}); remove the line: its run is done anew") from error
-    return rows
+    return list(rows.values())
 
 
 def _mend(path: Path) -> None:

@@ -287,9 +287,12 @@ def _lesson(
     """What can be refused of it is refused here, before anything is written."""
     if seeds < 1:
         raise InputError(f"seeds is {seeds}: at least one network must be trained")
-    if len(crystals) < 3:
-        raise InputError(f"{len(crystals)} crystals: at least 3 are needed to train, validate and test")
-    split = split or random_split(len(crystals), config.seed)
+    if config.seed + seeds > 2**32:
+        raise InputError(f"seed {config.seed} with {seeds} networks, whose seeds follow: choose a smaller one")
+    labelled = crystals.datasets[0].labelled
+    if len(labelled) < 3:
+        raise InputError(f"{len(labelled)} crystals with a label: at least 3 are needed to train, validate and test")
+    split = split or random_split(len(labelled), config.seed).of(labelled)
     rows = np.concatenate([split.train, split.val, split.test])
     if len(np.unique(rows)) != len(rows) or rows.min(initial=0) < 0 or rows.max(initial=0) >= len(crystals):
         raise InputError(f"the split's parts share crystals, or name rows beyond the {len(crystals)} of the dataset")

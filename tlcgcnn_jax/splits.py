@@ -42,6 +42,15 @@ class Split:
                 raise InputError(f"{part}: row numbers were expected in a split, found {rows.dtype}")
             object.__setattr__(self, part, rows.astype(np.int64))
 
+    def of(self, rows: np.ndarray) -> "Split":
+        """The same split of some rows of a dataset: what was row 0 is the first of them.
+
+        Example:
+            >>> Split([0], [2], [1]).of(np.array([5, 7, 9])).val
+            array([9])
+        """
+        return Split(rows[self.train], rows[self.val], rows[self.test])
+
 
 class Overlap(NamedTuple):
     """How many crystals of a target also stand in a source, by formula."""
@@ -332,6 +341,10 @@ def _sizes(n: int, wanted: dict[str, float | int]) -> dict[str, int]:
     if shares:
         largest = max(shares, key=lambda part: exact[part])
         sizes[largest] += total - sum(sizes.values())
+        # Of three crystals a tenth is one: nobody who asks for a share means none.
+        for part in shares if n >= len(wanted) else ():
+            if not sizes[part] and exact[part] > 1e-6 and sizes[largest] > 1:
+                sizes[part], sizes[largest] = 1, sizes[largest] - 1
     if sizes["train"] < 1:
         raise InputError(f"{asked} of {n} crystals leave nothing to train on")
     return sizes

@@ -1,6 +1,8 @@
 """Crystals with labels, from files of many kinds or from Python objects."""
 
+import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +17,8 @@ from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal, ordered_
 from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.readers import ID_COLUMNS, MISSING, Entry
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Crystal", "Item", "Record", "Records", "Scan", "formula", "parse", "read_structures", "scan"]
 
@@ -159,7 +163,9 @@ def scan(
         path = Path(source)
         reader = readers.find_reader(path)
         _hash_files(digest, path, reader)
-        entries = list(readers.read_entries(path, reader, wanted, id_column))
+        entries = list(readers.read_entries(path, reader, wanted if labels is None else (), id_column))
+        if passed := readers.passed_over(path, reader, entries):
+            logger.warning("%s", passed)
         name = str(path)
     else:
         reader = "objects"
@@ -382,7 +388,8 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
 def _hash_files(digest: Any, path: Path, reader: str) -> None:
     for file in readers.files_of(path, reader):
         digest.update(file.name.encode() + b"\0")  # that of a single structure is its id
-        digest.update(file.read_bytes())
+        with contextlib.suppress(OSError):  # told where the file is read
+            digest.update(file.read_bytes())
 
 
 def _hash_entries(digest: Any, entries: list[Entry]) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,12 +45,13 @@ from tlcgcnn_jax.study_config import (
     training_sizes,
 )
 from tlcgcnn_jax.study_desk import Desk, called, dataset_folder, labelled
-from tlcgcnn_jax.study_grid import ALL, AUTO, Cell, grid, with_validation
+from tlcgcnn_jax.study_grid import ALL, AUTO, POOL, Cell, grid, with_validation
 from tlcgcnn_jax.study_plots import study_pictures
 from tlcgcnn_jax.study_work import Task, ensemble, work
 from tlcgcnn_jax.zoo import find_sources, load_model
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R", Row, Cell)
 
 
 def run_study(
@@ -93,6 +94,7 @@ def run_study(
         for seed in range(plan.seeds):
             desk.trials(target_name(target), min(training_sizes(plan, target)), seed)
     cells, ensembles = grid(plan, alone, desk.pool)
+    _check_cells(plan, cells, ensembles)
     for cell in cells:
         if cell.source in (AUTO, ALL):
             desk.check_sources(cell)
@@ -213,7 +215,10 @@ def _keep_splits(
 def _train_source(
     source: StudySource, folder: Path, formulas: set[str], progress: bool
 ) -> dict[tuple[str, int], Model]:
-    """Train a source at each of its sizes, on crystals whose formulas no target has; finished ones are kept."""
+    """Train a source at each of its sizes, on crystals whose formulas no target has.
+
+    Runs of a start that was cut short are kept, where they are of these settings and crystals.
+    """
     name = source_name(source)
     target = Target(source.column, transform=source.transform)
     packed = folder / SOURCES / f"{file_name(name)}-dataset"
@@ -225,9 +230,6 @@ def _train_source(
     made = {}
     for size, chosen in nested_sizes(split.train, sizes).items():
         where = folder / SOURCES / f"{file_name(name)}-{size}-run"
-        if (where / "metrics.json").is_file():
-            made[name, size] = load_bundle(where)
-            continue
         if progress:
             print(f"training source {name} on {size:,} crystals", file=sys.stderr)
         part = replace(split, train=rows[chosen], val=rows[split.val], test=rows[split.test])
@@ -260,6 +262,7 @@ def _keep_sources(folder: Path, models: Mapping[tuple[str, int], Model], pool: M
         for (name, size), model in models.items()
     ]
     others = [{"name": name, "folder": _save(folder, f"pool-{name}", model)} for name, model in pool.items()]
+    (folder / SOURCES).mkdir(parents=True, exist_ok=True)
     write_whole(folder / SOURCES / LISTED, to_json({"sources": listed, "pool": others}, indent=1).encode())
 
 
@@ -298,6 +301,24 @@ def _overlaps(models: Mapping[str, Model], crystals: Mapping[str, Crystals]) -> 
     return rows
 
 
+def _check_cells(plan: StudyConfig, cells: Sequence[Cell], ensembles: Sequence[Cell]) -> None:
+    """Raise `InputError` where a strategy that was asked for would be run from no source, or a mean lacks a part."""
+    for name in plan.strategies:
+        if isinstance(plan.strategy(name), EnsembleStrategy):
+            there = any(cell.strategy == name for cell in ensembles)
+        else:
+            bare, _, source = name.partition("@")
+            wanted = {source} if source and source != POOL else None
+            there = any(cell.strategy == bare and (wanted is None or cell.source in wanted) for cell in cells)
+        if not there:
+            raise InputError(f"strategies: {name} has no source to be run from: add one, or leave it out")
+    for cell in ensembles:
+        way = plan.strategy(cell.strategy)
+        assert isinstance(way, EnsembleStrategy)
+        if absent := [part for part in way.parts if not _part([*cells, *ensembles], cell, part)]:
+            raise InputError(f"strategies: {cell.strategy} is made of {', '.join(absent)}, of which there is no run")
+
+
 def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan: StudyConfig) -> None:
     """The runs that are means of others."""
     done = {row.run for row in results.rows}
@@ -307,7 +328,7 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
         for seed in range(plan.seeds):
             if cell.run(seed) in done:
                 continue
-            parts = [_part(results, cell, seed, part) for part in way.parts]
+            parts = [_part(results.select(seed=seed), cell, part) for part in way.parts]
             if all(parts):
                 try:
                     found = [(part, results.predictions(part.run)) for part in parts if part]
@@ -316,10 +337,11 @@ def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan:
                     logger.warning("%s, seed %d is left out: %s", cell.strategy, seed, error)
 
 
-def _part(results: StudyResults, cell: Cell, seed: int, part: str) -> Row | None:
+def _part(runs: Sequence[R], cell: Cell, part: str) -> R | None:
     """The run that an ensemble takes: NAME from the ensemble's own source, or NAME@SOURCE."""
     strategy, _, source = part.partition("@")
-    same = results.select(target=cell.target, size=cell.size, seed=seed, strategy=strategy)
+    wanted = cell.target, cell.size, strategy
+    same = [run for run in runs if (run.target, run.size, run.strategy) == wanted]
     if source:
         same = [row for row in same if row.source == source]
     else:

@@ -1,6 +1,7 @@
 """The configuration of a study: one TOML file, read into frozen dataclasses; an unknown key is an error."""
 
 import tomllib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -181,6 +182,10 @@ class StudyConfig:
             require(bool(source.model) != bool(source.data), f"{told}: give either model, or data and column")
             require(not source.data or bool(source.column), f"{told}: data without a column to train on")
             require(told not in RESERVED, f"a source is named {told}, which stands for a choice of sources")
+        numbers: Counter[str] = Counter()
+        for source in self.sources:
+            numbers[source_name(source)] += max(1, len(source.sizes))
+        of_several_sizes = {name for name, number in numbers.items() if number > 1}
         for name in self.strategies:
             way = self.strategy(name)
             source = "" if isinstance(way, EnsembleStrategy) else name.partition("@")[2]
@@ -190,7 +195,13 @@ class StudyConfig:
             require(alone == name, f"{name} asks no source: add {alone!r} to the baselines, which are that")
             known = {*RESERVED, *map(source_name, self.sources)}
             require(not source or source in known, f"{name}: no source {source}; there are {', '.join(sorted(known))}")
+            if isinstance(way, Strategy):
+                one, plain = way.sources == 1, name.partition("@")[0]
+                require(not (one and source == "all"), f"{name} takes one source: name it, or write {plain}@auto")
+                require(one or source in ("", "all"), f"{name} joins several sources: write {plain}")
             parts = way.parts if isinstance(way, EnsembleStrategy) else ()
+            unclear = {part.partition("@")[2] for part in parts} & of_several_sizes
+            require(not unclear, f"{name}: {', '.join(unclear)} has several sizes: give each a name of its own")
             scratch = set() if self.without_scratch else {"scratch"}
             there = {*scratch, *self.baselines, *self.strategies}
             if name != AUTO:  # whose parts are not the user's choice, so that they are named as they are to be written

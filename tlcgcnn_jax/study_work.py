@@ -159,6 +159,9 @@ def _trained(
     splits = {seed: desk.split(cell.target, cell.size, seed) for seed in seeds}
     trials = {seed: desk.trials(cell.target, cell.size, seed) for seed in seeds}
     config = desk.training(cell.size)
+    # Folds and given splits train on a few crystals more or less; batches that none of them falls short of are the same
+    # whichever seeds are trained together.
+    config = replace(config, batch_size=min(config.batch_size, max(1, int(0.8 * cell.size))))
     depth = models[0].model.convolutions if models else study.model.convolutions
     if cell.strategy not in {own.name for own in study.own}:
         way = find_strategy(cell.strategy, convolutions=depth)
@@ -206,7 +209,7 @@ def _trained(
         job, one = networks[0]
         train = job.train
         batches = len(batch_plan(dataset.n_atom[train], dataset.n_row[train],
-                                 pad_budget(dataset.n_atom, dataset.n_row, min(config.batch_size, cell.size),
+                                 pad_budget(dataset.n_atom, dataset.n_row, config.batch_size,
                                             dataset.graph.places), 0))  # fmt: skip
         out[seed] = _row(
             desk, cell, seed, _predictions(split, trials[seed], said(networks, split.test), held), sources,
@@ -234,9 +237,10 @@ def ensemble(
         val=val_mean, val_std=weighted_std(val, weights),
     )  # fmt: skip
     overlaps = [part.overlap for part in rows if part.kind == "transfer"]
+    known = bool(overlaps) and not np.isnan(overlaps).any()
     row, predictions = _row(desk, cell, seed, combined, {}, updates=sum(part.updates for part in rows), epochs=0)
     seconds = sum(part.seconds for part in rows)
-    return replace(row, seconds=seconds, overlap=max(overlaps, default=float("nan"))), predictions
+    return replace(row, seconds=seconds, overlap=max(overlaps) if known else float("nan")), predictions
 
 
 def _member(models: Sequence[Model], seed: int) -> int:

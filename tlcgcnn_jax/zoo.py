@@ -33,7 +33,7 @@ def load_model(name: str | Path) -> AnyModel:
     """A model of any kind by its folder, or by the name of a shipped one.
 
     Args:
-        name: Path of a run or of a model folder, or a name of `shipped`.
+        name: Path of a run or of a model folder, or a name of `shipped`, unless a model lies in a folder of that name.
 
     Returns:
         A `Model`, and for runs with such a strategy a `FeatureModel` or a `Committee`.
@@ -45,8 +45,9 @@ def load_model(name: str | Path) -> AnyModel:
         >>> load_model("mp-formation-energy").targets[0].unit
         'eV/atom'
     """
-    if str(name) in shipped():
-        return load_bundle(folder() / str(name))
+    own = isinstance(name, Path) or (Path(name) / CONFIG).is_file()
+    if not own and name in shipped():
+        return load_bundle(folder() / name)
     if not Path(name).exists():
         raise InputError(f"{name}: neither a folder nor a shipped model; shipped are: {', '.join(shipped()) or 'none'}")
     return load_any(name)
@@ -84,7 +85,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
         >>> "mp-formation-energy" in find_sources()
         True
     """
-    found = {name: load_source(name) for name in shipped()}
+    found = {name: load_source(folder() / name) for name in shipped()}
     if own is None:
         return found
     place = Path(own)

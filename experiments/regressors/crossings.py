@@ -63,7 +63,10 @@ def crossings(target: str, chosen: Sequence[Series]) -> list[dict[str, Any]]:
         mae = {way.label: [found.mae.mean for n in sizes if (found := way.at(n))] for way in (one, other)}
         ahead, behind = sorted((one.label, other.label), key=lambda label: mae[label][0])
         until = crossing(sizes, mae[behind], mae[ahead])
-        words = f"ahead up to {until:,.0f} labels" if until else f"ahead at every size, up to {sizes[-1]:,} labels"
+        pairs = zip(sizes, mae[ahead], mae[behind], strict=True)
+        lost = [f"{n:,}" for n, mine, others in pairs if mine > others and (until is None or n < until)]
+        but = f" but {' and '.join(lost)}" if lost else ""
+        words = f"ahead at every size{but}, up to {sizes[-1] if until is None else round(until):,} labels"
         rows.append(
             {"target": target, "way": ahead, "against": behind, "ahead_until": until and round(until), "words": words}
         )

@@ -21,6 +21,7 @@ import numpy as np
 from sources import HELD_OUT, Packed, Source, in_sample, pack, read_sources, split_by_formula, tenth
 
 from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.committee import known_formulas
 from tlcgcnn_jax.config import Target, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
@@ -113,7 +114,8 @@ def together(
 ) -> Result:
     """The networks that several lines of rounds ended with as one ensemble, with one learning curve."""
     networks = [network for rounds in lines for network in rounds[-1].model.members]
-    ensemble = replace(lines[0][-1].model, members=tuple(networks))
+    last = [rounds[-1].model for rounds in lines]
+    ensemble = replace(last[0], members=tuple(networks), formulas=known_formulas(last))
     result = transfer(dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, seeds=len(networks))
     history = [
         {**row, "member": member, "epoch": row["epoch"] + number * source.training.epochs,

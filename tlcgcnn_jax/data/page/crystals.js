@@ -14,7 +14,7 @@ const PERIODIC = [
 
 /** Drop-down lists for a way and a size of it; `show` is called with both, now and at every change. */
 function picker(target, ways, show) {
-  const best = ways.findIndex((way) => way === target.ways[target.best]);
+  const best = ways.findIndex((way) => way.label === target.ways[target.best]?.label);
   let way = ways[Math.max(best, 0)],
     size = last(way.points).size;
   const box = make("div", { class: "controls" });
