@@ -78,9 +78,10 @@ def test_crystals_are_packed_for_each_source():
 def test_a_gaussian_process_has_standard_deviations_in_the_unit():
     found = predict(made("gp", (LOG,)), crystals(K))
     mean, std = by_hand("gp", LOG)
-    np.testing.assert_allclose(found.values[:, 0], 10**mean, rtol=1e-6)
-    np.testing.assert_allclose(found.learnt_std[:, 0], std, rtol=1e-4)
-    np.testing.assert_allclose(found.std[:, 0], (10 ** (mean + std) - 10 ** (mean - std)) / 2, rtol=1e-4)
+    # Where the search for the kernel ends depends on rounding, which differs between processors.
+    np.testing.assert_allclose(found.values[:, 0], 10**mean, rtol=1e-3)
+    np.testing.assert_allclose(found.learnt_std[:, 0], std, rtol=1e-2)
+    np.testing.assert_allclose(found.std[:, 0], (10 ** (mean + std) - 10 ** (mean - std)) / 2, rtol=1e-2)
 
 
 def test_a_round_trip_gives_the_same_bits(folder):

@@ -349,4 +349,4 @@ def test_changes_are_against_the_base_of_the_same_seed(zoo):
     ]  # fmt: skip
     found = zoo.trials.changes(rows, "val_mae")
     assert found == {"clip 1.0": pytest.approx([-10, 10]), "loss mse": pytest.approx([50])}
-    assert "| loss mse | +50.0 % | +50.0 % |" in zoo.trials.table(rows)
+    assert "| loss mse | 1 | +50.0 % | +50.0 % |" in zoo.trials.table(rows)

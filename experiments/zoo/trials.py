@@ -218,8 +218,10 @@ def changes(rows: list[dict[str, str]], column: str) -> dict[str, list[float]]:
 def table(rows: list[dict[str, str]]) -> str:
     """Mean changes against the base, as Markdown."""
     val, test = changes(rows, "val_mae"), changes(rows, "test_mae")
-    lines = ["| changed | validation MAE | test MAE |", "|---|--:|--:|"]
-    lines += [f"| {name} | {np.mean(val[name]):+.1f} % | {np.mean(test[name]):+.1f} % |" for name in val]
+    lines = ["| changed | seeds | validation MAE | test MAE |", "|---|--:|--:|--:|"]
+    lines += [
+        f"| {name} | {len(val[name])} | {np.mean(val[name]):+.1f} % | {np.mean(test[name]):+.1f} % |" for name in val
+    ]
     return "\n".join(lines).replace("-0.0 %", "0.0 %")
 
 
