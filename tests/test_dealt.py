@@ -130,29 +130,38 @@ def test_the_dealt_regressor_has_learnt_from_all(dealt):
 
 
 def test_a_dealt_network_has_not_learnt_from_the_crystals_that_it_validates(dealt):
-    """Two labels within one fold change places: the scale stays, and so does the network that validates on both."""
+    """One label is another, and far from all: only the network that validates on it is what it was."""
     result, _ = dealt
     crystals = records(44)
     groups = [formula(record.structure.atomic_numbers) for record in crystals[:38]]
-    one, other = deal(np.arange(38), 3, ONE_EPOCH.seed, groups)[1].val[:2]
-    swapped = [*crystals]
-    for here, there in ((one, other), (other, one)):
-        swapped[here] = replace(crystals[here], targets=crystals[there].targets)
-    again = learn("blend:full+features:ridge", swapped).model.parts["full"]
-    kernels = [
-        [member["params"]["head"]["output"]["kernel"] for member in model.members]
-        for model in (result.model.parts["full"], again)
-    ]
-    same = [np.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(*kernels, strict=True)]
-    assert same == [False, True, False]
+    one = deal(np.arange(38), 3, ONE_EPOCH.seed, groups)[1].val[0]
+    crystals[one] = replace(crystals[one], targets={**crystals[one].targets, K: 1e6})
+    again = learn("blend:full+features:ridge", crystals).model.parts["full"]
+    before = result.model.parts["full"]
+    said = [[predict(replace(model, members=(one,)), records(44)).values for one in model.members]
+            for model in (before, again)]  # fmt: skip
+    assert [np.allclose(a, b, rtol=1e-4) for a, b in zip(*said, strict=True)] == [False, True, False]
 
 
-def test_no_label_is_bounded_by_itself():
-    """The range that a held-out crystal's prediction stays in is that of the others' labels."""
-    lesson = SimpleNamespace(labels=lambda rows: np.array([[1.0], [10.0], [1e6]])[rows], targets=(LOG,))
-    whole = plans.fit_normaliser(lesson.labels([0, 1, 2]), (LOG,))
-    bounded = plans._bounded_by(lesson, [0, 1], whole)
-    assert (bounded.high[0], whole.high[0], bounded.mean[0]) == (1.0, 6.0, whole.mean[0])
+def test_each_network_has_the_scale_and_range_of_its_own_labels(monkeypatch):
+    """What a network says of held-out crystals, it says without having been told their labels' mean or range."""
+    held, asked = plans._held, []
+    monkeypatch.setattr(plans, "_held", lambda models, lesson: asked.append((models, lesson)) or held(models, lesson))
+    crystals = records(44)
+    crystals[3] = replace(crystals[3], targets={**crystals[3].targets, K: 1e6})
+    shared = learn("blend:full+features:ridge", crystals).model.parts["full"]
+    (models, lesson), _ = asked
+    for network, fold, member in zip(models, lesson.folds, shared.members, strict=True):
+        labels = np.log10([crystals[row].targets[K] for row in fold.train])
+        expected = [labels.mean(), labels.std(), labels.min(), labels.max()]
+        np.testing.assert_allclose([part[0] for part in network.normaliser], expected, rtol=1e-5)
+        # In the model that all of them make they share a scale, and predict the same.
+        alone = predict(network, records(44)).values
+        together = predict(replace(shared, members=(member,)), records(44)).values
+        ends = 10.0 ** np.array([network.normaliser.low[0], network.normaliser.high[0]])
+        np.testing.assert_allclose(np.clip(together, *ends), alone, rtol=1e-4)
+    assert shared.normaliser.high[0] == 6.0
+    assert sorted(float(network.normaliser.high[0]) == 6.0 for network in models) == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -339,3 +339,14 @@ def test_starting_weights_are_not_used_up():
     given = jax.tree.map(jax.numpy.array, three()[0].variables)
     trained([dataclasses.replace(three()[0], variables=given)])
     jax.tree.map(np.testing.assert_array_equal, given, three()[0].variables)
+
+
+def test_large_epochs_are_served_one_by_one(monkeypatch):
+    """Progress and checkpoints of a large dataset come after every epoch, and the numbers are those of longer calls."""
+    monkeypatch.setattr(many, "CHUNK", CONFIG.epochs)
+    monkeypatch.setattr(many, "CHUNK_UPDATES", 1)
+    told: list[int] = []
+    found = trained(on_epoch=lambda number, row: told.append(number))
+    assert told == [0, 1, 2] * CONFIG.epochs
+    for one, other in zip(found, in_turn(), strict=True):
+        assert_bitwise(one, other)

@@ -44,7 +44,6 @@ class Job:
         seed: Of fresh weights, batches and dropout.
         learning_rate: Highest learning rate.
         member: Which network of a source that is an ensemble.
-        scaled_by: int [n], rows whose labels set the targets' scale, which networks of one model share; None: `train`.
     """
 
     train: np.ndarray
@@ -52,7 +51,6 @@ class Job:
     seed: int
     learning_rate: float
     member: int = 0
-    scaled_by: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class Start:
 
     Attributes:
         variables: {"params", "batch_stats"}, with adapters where the strategy has some.
-        normaliser: Of the targets, fitted on the training rows, or on `Job.scaled_by`.
+        normaliser: Of the targets, fitted on the training rows.
         account: What became of every array; None without a source.
     """
 
@@ -130,7 +128,7 @@ def start(
         raise InputError(f"{strategy.name} starts from a source, none was given: give one, or choose scratch")
     for model in sources:
         check_graph(dataset.graph, model)
-    normaliser = losses.fit_normaliser(dataset.targets[job.train if job.scaled_by is None else job.scaled_by], targets)
+    normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
     config = network_of(strategy, sources, model_config)
     network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
     members = [model.members[job.member % len(model.members)] for model in sources]
@@ -326,12 +324,34 @@ def refit_output(
         # Outputs that hardly differ from each other would get large weights of opposite sign, beyond float32.
         slopes.append(np.linalg.lstsq(outputs[known] - means[0], column[known] - means[1], rcond=OUTPUTS_ALIKE)[0])
         offsets.append(means[1] - means[0] @ slopes[-1])
-    slope, output = np.stack(slopes, 1), member["params"]["head"]["output"]
+    return _with_outputs(member, np.stack(slopes, 1), np.array(offsets))
+
+
+def on_scale(member: Variables, targets: Sequence[Target], learnt: Normaliser, scale: Normaliser) -> Variables:
+    """A network that learnt on a scale of its own as one of a model whose networks share theirs.
+
+    Args:
+        member: {"params", "batch_stats"}.
+        targets: What it learnt.
+        learnt: The scale that it learnt on.
+        scale: That of the model.
+
+    Returns:
+        Variables that predict the same, to float32 accuracy: only the last layer differs.
+    """
+    outputs = [target.outputs for target in targets]
+    slope = np.repeat(learnt.std.astype(np.float64) / scale.std, outputs)
+    offset = np.repeat((learnt.mean.astype(np.float64) - scale.mean) / scale.std, outputs)
+    return _with_outputs(member, np.diag(slope), offset)
+
+
+def _with_outputs(member: Variables, slope: np.ndarray, offset: np.ndarray) -> Variables:
+    """Variables whose outputs are a member's times slope [outputs, new outputs] plus offset [new outputs]."""
+    output = member["params"]["head"]["output"]
     kernel = np.asarray(output["kernel"], np.float64) @ slope
-    bias = np.asarray(output["bias"], np.float64) @ slope + np.array(offsets)
+    bias = np.asarray(output["bias"], np.float64) @ slope + offset
     new = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-    head = {**member["params"]["head"], "output": new}
-    return {**member, "params": {**member["params"], "head": head}}
+    return {**member, "params": {**member["params"], "head": {**member["params"]["head"], "output": new}}}
 
 
 def _apart(variables: Variables, names: Sequence[str]) -> tuple[Variables, Variables]:

@@ -27,7 +27,9 @@ from tlcgcnn_jax.model import Variables, pooled_graph
 from tlcgcnn_jax.optim import learning_rate
 from tlcgcnn_jax.train import Hyper, Program, Trained, TrainState, check_same, init_state, train_step
 
-CHUNK = 10  # epochs in one call of the compiled program: as often are progress, checkpoints and Ctrl-C served
+# One call of the compiled program makes so many epochs, fewer where they would be more updates than this, but one at
+# least: as often are progress, checkpoints and Ctrl-C served.
+CHUNK, CHUNK_UPDATES = 10, 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +260,7 @@ def train_many(
     inputs = [_as_inputs(one, lengths, run, config) for one, run in zip(inputs, runs, strict=True)]
     progress = [_start(program, run) for run in runs]
     histories: list[list[dict[str, float]]] = [[] for _ in runs]
-    done, chunk = 0, min(CHUNK, config.epochs)
+    done, chunk = 0, min(CHUNK, max(1, CHUNK_UPDATES // lengths[0]), config.epochs)
     start = digest([inputs, [run.normaliser for run in runs], progress]) if checkpoints else ""
     settings = {"program and training": repr((program, config)), "crystals and starting weights": start}
     if checkpoints and (meta := checkpoints.meta()):

@@ -16,9 +16,9 @@ from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.evaluate import predict_rows, with_error_bars, with_novelty
 from tlcgcnn_jax.feature_model import make_feature_model
-from tlcgcnn_jax.fine_tuning import Job, Start, fine_tune
+from tlcgcnn_jax.fine_tuning import Job, Start, fine_tune, on_scale
 from tlcgcnn_jax.graph_sets import GraphSets
-from tlcgcnn_jax.losses import Normaliser, fit_normaliser
+from tlcgcnn_jax.losses import fit_normaliser
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.predictions import Predictions, joined, mixture
 from tlcgcnn_jax.selection import weighted_committee
@@ -193,14 +193,15 @@ class NetworksPlan:
             tuple(one.variables for one in trained), formulas=lesson.formulas(self.learnt_from, used),
             notes={"strategy": self.strategy.name},
         )  # fmt: skip
-        # With folds every network has crystals of its own that it has not seen; otherwise all have the same.
-        alone = [model]
         if lesson.folds:
-            alone = [
-                replace(model, members=(member,), normaliser=_bounded_by(lesson, trial.train, model.normaliser))
-                for member, trial in zip(model.members, lesson.folds, strict=True)
-            ]
-        held = _held(alone, lesson)
+            # Every network has crystals of its own that it has not seen, their scale and range included.
+            alone = [replace(model, members=(one.variables,), normaliser=one.normaliser) for one in trained]
+            held = _held(alone, lesson)
+            scale = fit_normaliser(lesson.labels(lesson.given), lesson.targets)
+            members = (on_scale(one.variables, lesson.targets, one.normaliser, scale) for one in trained)
+            model = replace(model, normaliser=scale, members=tuple(members))
+        else:
+            held = _held([model], lesson)
         model = with_novelty(model, lesson.crystals, self.learnt_from)
         model = with_error_bars(model, held, lesson.labels(lesson.held))
         history = [
@@ -214,7 +215,7 @@ class NetworksPlan:
         # Test crystals have no place on the device.
         some, place = self.dataset.select(rows), np.empty(len(self.dataset), int)
         place[rows] = np.arange(len(rows))
-        jobs = [replace(job, train=place[job.train], val=place[job.val], scaled_by=None) for job in self.jobs]
+        jobs = [replace(job, train=place[job.train], val=place[job.val]) for job in self.jobs]
         with NetworksBar(at.progress, len(jobs), lesson.config.epochs) as show:
 
             def on_epoch(network: int, row: dict[str, float]) -> None:
@@ -363,12 +364,6 @@ Plan = NetworksPlan | FeaturesPlan | CommitteePlan
 def _named(sources: Mapping[str, Model]) -> dict[str, str]:
     """Sources for the settings of a run; descriptors alone have none."""
     return {"source": " + ".join(sources)} if sources else {}
-
-
-def _bounded_by(lesson: Lesson, rows: np.ndarray, normaliser: Normaliser) -> Normaliser:
-    """The same scale with the range of some rows' labels, so that none is told how far the others go."""
-    own = fit_normaliser(lesson.labels(rows), lesson.targets)
-    return normaliser._replace(low=own.low, high=own.high)
 
 
 def _held(models: Sequence[AnyModel], lesson: Lesson) -> Predictions:

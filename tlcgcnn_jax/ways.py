@@ -158,9 +158,8 @@ def _networks(
     members = len(models[0].members) if models else 1
     # Where nothing is trained, only the source's own networks differ, and what the output is fitted to.
     trials = lesson.folds or lesson.trials * (lesson.seeds if strategy.trains else min(lesson.seeds, members))
-    scaled_by = lesson.given if lesson.folds else None  # members of one model share their scale
     jobs = [
-        Job(trial.train, trial.val, config.seed + i, config.learning_rate, i % members, scaled_by)
+        Job(trial.train, trial.val, config.seed + i, config.learning_rate, i % members)
         for i, trial in enumerate(trials)
     ]
     starts = [start(dataset, lesson.targets, strategy, models, job, model) for job in jobs]

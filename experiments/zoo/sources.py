@@ -46,7 +46,7 @@ class Source:
         attribution: Whom to cite for them.
         starts: Source models that all weights but the head start from, each a network of its own: of several an
             ensemble is shipped. () for one with fresh weights.
-        rounds: So often a network is trained, each time from where it ended before, with the rate's schedule anew.
+        further: Epochs of further rounds, each from where the one before ended, with the rate's schedule anew.
         held_out: Which formulas no crystal may have, a key of `HELD_OUT`.
     """
 
@@ -58,14 +58,14 @@ class Source:
     licence: str
     attribution: str
     starts: tuple[str, ...] = ()
-    rounds: int = 1
+    further: tuple[int, ...] = ()
     held_out: str = "all"
 
     def __post_init__(self) -> None:
         if self.held_out not in HELD_OUT:
             raise InputError(f"{self.name}: held_out is {self.held_out!r}: use one of {', '.join(HELD_OUT)}")
-        if self.rounds < 1 or (self.rounds > 1 and not self.starts):
-            raise InputError(f"{self.name}: {self.rounds} rounds: at least one, and several only from a start")
+        if self.further and not self.starts:
+            raise InputError(f"{self.name}: further rounds are for networks that start from a source: name starts")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     options = parser.parse_args(arguments)
     source = sources[options.name]
     if options.epochs:
-        source = replace(source, training=replace(source.training, epochs=options.epochs))
+        further = len(source.further) * (options.epochs,)
+        source = replace(source, training=replace(source.training, epochs=options.epochs), further=further)
     packed = pack(source, options.data, options.out.parent / "packed")
     print(f"{source.name}: {', '.join(f'{n:,} {what}' for what, n in packed.counts.items())}")
     if options.pack_only:
@@ -84,7 +85,7 @@ def train(source: Source, packed: Packed, out: Path, resume: bool = False) -> Re
         return fit(dataset, source.targets, **common)
     starts = {name: load_start(name, out.parent) for name in source.starts}
     from_start = {**common, "seeds": 1, "tell": print}
-    if len(starts) == source.rounds == 1:
+    if len(starts) == 1 and not source.further:
         return transfer(dataset, starts, "full", source.targets, **from_start)
     lines = [
         train_rounds(source, dataset, name, start, 100 * number, from_start)
@@ -98,10 +99,10 @@ def train_rounds(
 ) -> list[Result]:
     """The rounds of the network that starts from one source, each in a folder beside the run."""
     rounds: list[Result] = []
-    for number in range(source.rounds):
+    for number, epochs in enumerate((source.training.epochs, *source.further)):
         again = {
             **common, "out": common["out"].with_name(f"{source.name}-from-{name}-round-{number}"),
-            "config": replace(source.training, seed=source.training.seed + seed + number),
+            "config": replace(source.training, epochs=epochs, seed=source.training.seed + seed + number),
         }  # fmt: skip
         given, strategy = ({source.name: rounds[-1].model}, GO_ON) if rounds else ({name: start}, "full")
         rounds.append(transfer(dataset, given, strategy, source.targets, **again))
@@ -117,10 +118,11 @@ def together(
     last = [rounds[-1].model for rounds in lines]
     ensemble = replace(last[0], members=tuple(networks), formulas=known_formulas(last))
     result = transfer(dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, seeds=len(networks))
+    before = np.cumsum([0, source.training.epochs, *source.further])
     history = [
-        {**row, "member": member, "epoch": row["epoch"] + number * source.training.epochs,
-         "kept": row["kept"] and one is rounds[-1]}
-        for member, rounds in enumerate(lines) for number, one in enumerate(rounds) for row in one.history
+        {**row, "member": member, "epoch": row["epoch"] + int(ended), "kept": row["kept"] and one is rounds[-1]}
+        for member, rounds in enumerate(lines) for ended, one in zip(before, rounds, strict=False)
+        for row in one.history
     ]  # fmt: skip
     learning_curve(history, common["out"] / "learning_curve.png")
     return replace(result, history=history)
@@ -145,6 +147,7 @@ def load_start(name: str, folder: Path) -> Model:
 def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]:
     """What the card tells beside the metrics: data, licence, what was left out, settings, errors in words."""
     counts, formulas = packed.counts, packed.dataset.formulas
+    further = " and ".join(map(str, source.further))
     by = "by formula: the tenths 0 and 1 of its hash test and validate, in all shipped sources alike"
     return {
         "name": source.name,
@@ -156,7 +159,7 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
         "split": "rows at random, 80/10/10, seed 0" if len(set(formulas)) == 1 else by,
         "crystals trained on": len(result.split.train),
         "start": f"{' and '.join(source.starts)}, all of it trained further" if source.starts else "fresh weights",
-        **({"rounds": f"{source.rounds}, each from where the one before ended"} if source.rounds > 1 else {}),
+        **({"further rounds": f"{further} epochs, each from where the one before ended"} if further else {}),
         "settings": ", ".join(f"{name} {value}" for name, value in to_dict(source.training).items()),
         **{f"test of {t.name}": in_words(test_metrics(result.metrics, t.name), t) for t in source.targets},
         "made by": f"experiments/zoo/train.py {source.name}",
