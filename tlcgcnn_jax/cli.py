@@ -170,9 +170,11 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn train`."""
     from tlcgcnn_jax.run import fit
+    from tlcgcnn_jax.run_folder import check_run_folder
 
     config, model = checked(parser, TrainConfig, options), checked(parser, ModelConfig, options)
     graph = checked(parser, GraphConfig, options)
+    check_run_folder(options.out, options.resume)  # before anything is packed
     packed, targets, split = run_data(options, parser, (graph,))
     prepared = packed.datasets[0].graph
     if graph not in (GraphConfig(), prepared):  # what was asked for is not what was prepared
@@ -187,6 +189,7 @@ def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn transfer`."""
     from tlcgcnn_jax.run import transfer
+    from tlcgcnn_jax.run_folder import check_run_folder
     from tlcgcnn_jax.source_choice import AUTO, find_pool
     from tlcgcnn_jax.ways import check_way, needed_graphs
 
@@ -202,6 +205,7 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if options.sources is not None and options.source != [AUTO]:
         parser.error(f"--sources goes with --source {AUTO}")
     pool = find_pool(AUTO if options.source == [AUTO] else options.source, options.sources)
+    check_run_folder(options.out, options.resume)
     packed, targets, split = run_data(options, parser, needed_graphs(options.strategy, pool))
     result = transfer(
         packed, pool, options.strategy, targets, top=options.top, split=split, deal=options.split is None,
@@ -213,22 +217,25 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn rank-sources`."""
-    from tlcgcnn_jax.losses import transform_labels
-    from tlcgcnn_jax.ranking import rank_sources, score_table, write_scores
-    from tlcgcnn_jax.zoo import find_sources
+    from tlcgcnn_jax.graph_sets import GraphSets
+    from tlcgcnn_jax.ranking import score_table, write_scores
+    from tlcgcnn_jax.source_choice import AUTO, SourceChoice, find_pool
 
-    sources = find_sources(options.sources)
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"--seed is {options.seed}: 0 to {2**32 - 1}")
+    pool = find_pool(AUTO, options.sources)
     if options.out is not None:
         check_free_file(options.out)
-    packed = crystals(options, parser, [model.graph for model in sources.values()])
+    packed = crystals(options, parser, pool.graphs)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
     targets, split = column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
     if len(targets) != 1 or targets[0].outputs > 2:
         parser.error("sources are ranked for one property or two classes: give one --target, and no more classes")
-    labels = transform_labels(dataset.targets, targets)[:, 0]
-    scores = rank_sources(packed, sources, labels, split.train, options.seed, progress=is_watched())
+    packed = GraphSets(tuple(one.with_targets(dataset.target_names) for one in packed.datasets), packed.skipped)
+    choice = SourceChoice(pool, packed, tuple(targets), split.train, options.seed, progress=is_watched())
+    scores = choice.ranking
     learnt = targets[0].name if options.transform == "identity" else f"{options.transform} {targets[0].name}"
-    known = sum(label == label for label in labels[split.train])
+    known = sum(label == label for label in dataset.targets[split.train, 0])
     print(f"sources for {learnt}, by their features on {known:,} labelled training crystals, best first\n")
     print(score_table(scores))
     if options.out is not None:

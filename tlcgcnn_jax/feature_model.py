@@ -190,11 +190,16 @@ def check_features(regressor: str, targets: tuple[Target, ...], labels: np.ndarr
             raise InputError(
                 f"target {target.name}: {count} labelled training crystals: {regressor} needs {FEWEST} or more"
             )
-        if regressor in PAIRWISE and count > MOST_PAIRS:
-            raise InputError(
-                f"target {target.name}: {count:,} labelled training crystals; {regressor} compares all pairs, which "
-                f"takes too much memory beyond {MOST_PAIRS:,}: choose ridge or boosting, or train networks alone"
-            )
+        check_pairs(regressor, f"target {target.name}: {count:,} labelled training crystals", count)
+
+
+def check_pairs(regressor: str, what: str, count: int) -> None:
+    """Raise `InputError` where a regressor that compares all pairs of crystals is given too many."""
+    if regressor in PAIRWISE and count > MOST_PAIRS:
+        raise InputError(
+            f"{what}; {regressor} compares all pairs, which takes too much memory beyond {MOST_PAIRS:,}: choose ridge "
+            "or boosting, or train networks alone"
+        )
 
 
 def load_feature_model(folder: str | Path) -> FeatureModel:

@@ -95,7 +95,8 @@ def pack_graphs(
         )
         for graph in distinct
     ]  # fmt: skip
-    skipped = {left_out.id: left_out for dataset in reversed(datasets) for left_out in dataset.skipped}
+    # Several may have one id, which is why they were left out.
+    skipped = {(one.id, one.where): one for dataset in reversed(datasets) for one in dataset.skipped}
     kept = set.intersection(*(set(dataset.ids) for dataset in datasets)) if datasets else set()
     if datasets and not kept:
         raise InputError(f"not one of {len(skipped)} crystals can be used under all {len(datasets)} graph settings")

@@ -144,6 +144,9 @@ def run_data(
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: at least 1")
     packed = crystals(options, parser, graphs)
+    if packed.skipped:  # before hours of training
+        left_out, first = len(packed.skipped), packed.skipped[0].reason
+        print(f"{len(packed):,} crystals are used, {left_out:,} left out; the first: {first}", file=sys.stderr)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
     return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
 

@@ -134,7 +134,7 @@ class NetworksPlan:
     Attributes:
         lesson: What to learn.
         strategy: How.
-        sources: By name; {} for training from scratch.
+        bodies: Models whose sizes it has, and whose weights unless it starts afresh; {} without any.
         dataset: Crystals with the graphs of the sources.
         model: Sizes of the network.
         jobs: One for each network.
@@ -144,12 +144,17 @@ class NetworksPlan:
 
     lesson: Lesson
     strategy: Strategy
-    sources: Mapping[str, Model]
+    bodies: Mapping[str, Model]
     dataset: CrystalDataset
     model: ModelConfig
     jobs: list[Job]
     starts: list[Start]
     streamed: bool
+
+    @property
+    def sources(self) -> Mapping[str, Model]:
+        """Models of which a weight is taken, by name; {} for training from scratch."""
+        return self.bodies if self.strategy.reinitialise != ("*",) else {}
 
     @property
     def account(self) -> Account | None:
@@ -167,7 +172,7 @@ class NetworksPlan:
         strategy = self.strategy
         phases = [{"share": phase.share, "rates": [list(rate) for rate in phase.rates]} for phase in strategy.before]
         rates = {"rates": [list(rate) for rate in strategy.rates]} | ({"phases": phases} if phases else {})
-        named = {"source": " + ".join(self.sources), "strategy": strategy.name, **rates} if self.sources else {}
+        named = {**_named(self.sources), "strategy": strategy.name, **rates} if self.bodies else {}
         return named | {"model": to_dict(self.model)}
 
     def lines(self) -> list[str]:
@@ -176,7 +181,7 @@ class NetworksPlan:
             return []
         phases, first = self.strategy.phases(self.lesson.config.epochs), 1
         summary = f"  {self.strategy.summary}\n" if self.strategy.summary else ""
-        out = [f"{self.strategy.name} from {' + '.join(self.sources)}:\n{summary}{self.account}"]
+        out = [f"{self.strategy.name} from {' + '.join(self.bodies)}:\n{summary}{self.account}"]
         for epochs, rates in phases if len(phases) > 1 else []:
             told = ", ".join(f"{pattern} {'frozen' if not rate else f'x{rate:g}'}" for pattern, rate in rates)
             out.append(f"  epochs {first} to {first + epochs - 1}: {told}")
@@ -187,10 +192,9 @@ class NetworksPlan:
         """Train the networks."""
         trained = self._streamed(at) if self.streamed else self._together(at)
         lesson = self.lesson
-        used = self.sources.values() if self.strategy.reinitialise != ("*",) else ()
         model = Model(
             self.dataset.graph, self.model, lesson.targets, trained[0].normaliser,
-            tuple(one.variables for one in trained), formulas=lesson.formulas(self.learnt_from, used),
+            tuple(one.variables for one in trained), formulas=lesson.formulas(self.learnt_from, self.sources.values()),
             notes={"strategy": self.strategy.name},
         )  # fmt: skip
         if lesson.folds:
@@ -222,7 +226,7 @@ class NetworksPlan:
                 at.after_epoch(network, lambda row: show(network, row))(row)
 
             return fine_tune(
-                some, lesson.targets, self.strategy, list(self.sources.values()), jobs, lesson.config,
+                some, lesson.targets, self.strategy, list(self.bodies.values()), jobs, lesson.config,
                 model_config=self.model, starts=self.starts, checkpoints=at.checkpoints, on_epoch=on_epoch,
             )  # fmt: skip
 

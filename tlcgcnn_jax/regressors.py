@@ -15,6 +15,7 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 Choice = tuple[Predict, dict[str, Any]]
 Fit = Callable[[np.ndarray, np.ndarray, int], Choice]
 
+BLOCK = 4096  # rows predicted at once: between them and the training rows there may be a matrix
 _FEWEST = 5  # rows; below this, cross-validation has nothing to choose by
 _TUNED_ON = 1500  # rows, drawn with the seed: the best settings hardly change with more, the time does
 _LENGTHS = (1.3, 2.2, 4.0, 8.0, 16.0, 32.0)  # of the Matérn kernel; two crystals are about 1.4 apart
@@ -80,10 +81,14 @@ class Fitted:
             raise InputError(
                 f"x has {x.shape[1]} columns: the {len(self.used)} that {self.name} was fitted on are needed"
             )
+        mean, std = np.empty(len(x)), np.full(len(x), np.nan)
         with _one_thread():
-            mean, std = self.inner(_standardised(x[:, self.used], self.mean, self.scale))
-        missing = np.full(len(x), np.nan)
-        return self.centre + self.spread * mean, missing if std is None else self.spread * std
+            for start in range(0, len(x), BLOCK):
+                rows = slice(start, start + BLOCK)
+                mean[rows], between = self.inner(_standardised(x[rows, self.used], self.mean, self.scale))
+                if between is not None:
+                    std[rows] = between
+        return self.centre + self.spread * mean, self.spread * std
 
 
 def fit_regressor(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> Fitted:

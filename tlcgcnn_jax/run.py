@@ -1,5 +1,6 @@
 """A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
 
+import logging
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,14 @@ from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.plans import Lesson, Made, Plan, Workplace
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.ranking import score_table, write_scores
-from tlcgcnn_jax.run_folder import finish_run, start_run
+from tlcgcnn_jax.run_folder import check_run_folder, finish_run, start_run
 from tlcgcnn_jax.source_choice import SourceChoice, find_pool
 from tlcgcnn_jax.splits import Split, overlap, random_split
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy
 from tlcgcnn_jax.watch import Interrupts
 from tlcgcnn_jax.ways import needed_graphs, plan_scratch, plan_transfer
 
+logger = logging.getLogger(__name__)
 RANKING = "source_ranking.csv"
 SHOWN = 10  # sources of a ranking that are printed
 
@@ -105,6 +107,8 @@ def fit(
         >>> sorted(result.metrics)
         ['test', 'train', 'val']
     """
+    if out is not None:
+        check_run_folder(Path(out), resume)
     crystals, chosen = _prepared(data, targets, (graph,), labels, id_column, on_error, progress)
     lesson = _lesson(crystals, chosen, split, config, seeds)
     # No edge may be longer than the last Gaussian; a dataset has a cutoff of its own.
@@ -179,6 +183,8 @@ def transfer(
         ((64,), 2)
     """
     tell = tell or (lambda text: None)
+    if out is not None:
+        check_run_folder(Path(out), resume)
     pool = find_pool(source, sources)
     graphs = needed_graphs(strategy, pool)
     crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress)
@@ -319,6 +325,11 @@ def _prepared(
         data = pack_graphs(
             data, graphs, targets=names, labels=labels, id_column=id_column, on_error=on_error, progress=progress
         )
+        if data.skipped:
+            logger.warning(
+                "%d crystals are left out, %d are used; the first: %s", len(data.skipped), len(data),
+                data.skipped[0].reason,
+            )  # fmt: skip
     crystals = data if isinstance(data, GraphSets) else pack_graphs(data, graphs)
     has = crystals.datasets[0].target_names
     chosen = chosen or tuple(Target(name) for name in has)

@@ -36,7 +36,14 @@ def start_run(
     """
     if out is None:
         return None
-    folder = _made(Path(out), resume)
+    folder = Path(out)
+    check_run_folder(folder, resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
     _check_resumed(folder, settings, ids, split, resume)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
     write_split(folder / SPLIT, ids, split)
@@ -69,8 +76,8 @@ def finish_run(
     write_whole(folder / METRICS, to_json(model.metrics, indent=1).encode())
 
 
-def _made(folder: Path, resume: bool) -> Path:
-    """The folder, made; one with something in it is refused unless a run is to be resumed there."""
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Raise `InputError` for a folder with something in it, unless a run is to be resumed there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the run")
     started = (folder / SETTINGS).is_file()
@@ -79,13 +86,6 @@ def _made(folder: Path, resume: bool) -> Path:
         hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if unfinished else "give"
         nothing = " and holds no run to resume" if resume else ""
         raise InputError(f"{folder}: exists and is not empty{nothing}; {hint} another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    return folder
 
 
 def _check_resumed(folder: Path, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +203,8 @@ def _checked(entries: list[Entry], targets: tuple[str, ...]) -> tuple[list[Item]
         try:
             if entry.problem:
                 raise InputError(entry.problem)
+            if entry.id != entry.id.encode(errors="replace").decode():  # of a file name that is not UTF-8
+                raise InputError(f"{entry.where!r}: the id {entry.id!r} cannot be written as text: rename it")
             if entry.id in seen:
                 raise InputError(
                     f"{entry.where}: the id {entry.id!r} was already taken by {seen[entry.id]}; ids must be "
@@ -387,7 +390,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
 
 def _hash_files(digest: Any, path: Path, reader: str) -> None:
     for file in readers.files_of(path, reader):
-        digest.update(file.name.encode() + b"\0")  # that of a single structure is its id
+        digest.update(os.fsencode(file.name) + b"\0")  # that of a single structure is its id
         with contextlib.suppress(OSError):  # told where the file is read
             digest.update(file.read_bytes())
 

@@ -16,8 +16,11 @@ from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.engines import run_tasks
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.feature_model import check_pairs
 from tlcgcnn_jax.files import file_name, read_json, to_json, write_whole
+from tlcgcnn_jax.fine_tuning import network_of
 from tlcgcnn_jax.machine import processor, versions
+from tlcgcnn_jax.optim import rate_tree
 from tlcgcnn_jax.results import (
     LISTED,
     SOURCES,
@@ -30,8 +33,9 @@ from tlcgcnn_jax.results import (
     start_study,
 )
 from tlcgcnn_jax.run import fit
+from tlcgcnn_jax.source_choice import mixable
 from tlcgcnn_jax.splits import nested_sizes, overlap, random_split, read_splits, splits_to_json
-from tlcgcnn_jax.strategies import EnsembleStrategy
+from tlcgcnn_jax.strategies import EnsembleStrategy, FeatureStrategy, Strategy, find_strategy
 from tlcgcnn_jax.study_config import (
     SHIPPED,
     StudyConfig,
@@ -98,6 +102,7 @@ def run_study(
     for cell in cells:
         if cell.source in (AUTO, ALL):
             desk.check_sources(cell)
+        _check_cell(desk, cell)
     done = {row.run for row in results.rows}
     tasks = [
         Task(str(folder), cell, missing)
@@ -317,6 +322,29 @@ def _check_cells(plan: StudyConfig, cells: Sequence[Cell], ensembles: Sequence[C
         assert isinstance(way, EnsembleStrategy)
         if absent := [part for part in way.parts if not _part([*cells, *ensembles], cell, part)]:
             raise InputError(f"strategies: {cell.strategy} is made of {', '.join(absent)}, of which there is no run")
+
+
+def _check_cell(desk: Desk, cell: Cell) -> None:
+    """Raise `InputError` where a cell cannot be run: too many crystals for a regressor, sources that do not fit."""
+    plan, way = desk.study, desk.study.strategy(cell.strategy) if cell.kind == "transfer" else None
+    if cell.kind == "baseline" or isinstance(way, FeatureStrategy):
+        count = cell.size + (len(desk.split(cell.target, cell.size, 0).val) if plan.folds else 0)
+        regressor = way.regressor if isinstance(way, FeatureStrategy) else cell.strategy
+        check_pairs(regressor, f"target {cell.target}: {count:,} crystals to train on", count)
+    elif isinstance(way, Strategy):
+        models = desk.candidates(cell)
+        if way.sources != 1:
+            network_of(way, list(mixable(models, way).values()), plan.model)
+            return
+        for name, model in models.items():
+            own = way if way in plan.own else find_strategy(cell.strategy, convolutions=model.model.convolutions)
+            if own.adapter_rank:
+                continue  # which are parameters that the source has not
+            for rates in (own.rates, *(phase.rates for phase in own.before)):
+                try:
+                    rate_tree(model.members[0]["params"], rates)
+                except InputError as error:
+                    raise InputError(f"strategy {cell.strategy} from {name}: {error}") from error
 
 
 def _combine(desk: Desk, results: StudyResults, ensembles: Sequence[Cell], plan: StudyConfig) -> None:

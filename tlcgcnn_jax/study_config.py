@@ -156,6 +156,8 @@ class StudyConfig:
         require(self.test > 0, f"test is {self.test}: a share up to 1.0, or a number of crystals")
         require(self.val > 0, f"val is {self.val}: a share of the training crystals was expected")
         require(bool(self.learning_rates), "learning_rates is empty: give at least one")
+        require(min(self.learning_rates, default=0) > 0, f"learning_rates are {self.learning_rates}: all above 0")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}: at least 1")
         require(
             not (self.without_scratch and "scratch" in self.strategies),
             "strategies name scratch, without_scratch forbids it",

@@ -143,13 +143,19 @@ class Desk:
             raise InputError(f"target {name}: a fold leaves {fewest} of {len(given)} crystals to train on: raise sizes")
         return dealt
 
+    def candidates(self, cell: Cell) -> dict[str, Model]:
+        """The sources that a run may take: the one that is named, or all there are."""
+        if cell.source in (AUTO, ALL):
+            return self.everyone(cell.target)
+        # With its size where there are several: what is kept of a source is kept under this name.
+        name = called(self._places).get((cell.source, cell.source_size), cell.source)
+        return {name: self._all[name]}
+
     def sources(self, cell: Cell, seed: int) -> dict[str, Model]:
         """The sources of a run by name: one, the best one, or all, best first."""
+        everyone = self.candidates(cell)
         if cell.source not in (AUTO, ALL):
-            # With its size where there are several: what is kept of a source is kept under this name.
-            name = called(self._places).get((cell.source, cell.source_size), cell.source)
-            return {name: self._all[name]}
-        everyone = self.everyone(cell.target)
+            return everyone
         values, split = self.learnt(cell.target), self.split(cell.target, cell.size, seed)
         ranked = self.keep(
             ("ranking", cell.target, cell.size, seed),

@@ -97,6 +97,9 @@ def plan_transfer(
         check_way(way.name)
         if way.weighted and lesson.deal:
             lesson = replace(lesson, folds=folds_of(lesson))
+        for part in (find_way(name, DEEPEST) for name in way.parts):  # before the networks of another part are planned
+            if isinstance(part, FeatureStrategy):
+                _check_regressor(lesson, part)
         given = {part: multipliers if isinstance(find_way(part, DEEPEST), Strategy) else () for part in way.parts}
         return CommitteePlan(
             lesson, way, {part: plan_transfer(lesson, part, rates, choice) for part, rates in given.items()}
@@ -104,8 +107,7 @@ def plan_transfer(
     if isinstance(way, FeatureStrategy):
         if multipliers:
             raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
-        for rows in (lesson.split.train, *([lesson.given] if lesson.deal else [])):  # to be judged, and in the end
-            check_features(way.regressor, lesson.targets, lesson.labels(rows))
+        _check_regressor(lesson, way)
         if way.layers != (DESCRIPTORS,):
             return FeaturesPlan(lesson, way, choice.sources(way))
         lesson.crystals[GraphConfig()]  # raises what would otherwise come after the other parts' training
@@ -114,6 +116,11 @@ def plan_transfer(
     depth = next(iter(sources.values())).model.convolutions
     named = strategy if isinstance(strategy, str) else way  # a name depends on the depth of the network
     return _networks(lesson, find_strategy(named, multipliers, depth), sources, ModelConfig())
+
+
+def _check_regressor(lesson: Lesson, way: FeatureStrategy) -> None:
+    for rows in (lesson.split.train, *([lesson.given] if lesson.deal else [])):  # to be judged, and in the end
+        check_features(way.regressor, lesson.targets, lesson.labels(rows))
 
 
 def folds_of(lesson: Lesson) -> tuple[Split, ...]:
