@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 
 from tlcgcnn_jax import checkpoint, cli, options
 from tlcgcnn_jax import train as training
-from tlcgcnn_jax.bundle import flatten
+from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.dataset import load_dataset
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.splits import random_split
@@ -216,6 +217,24 @@ def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys):
     assert printed.err == ""  # no bar where nobody watches
 
 
+def test_a_transfer_is_from_the_best_source_unless_one_is_named(place, tmp_path):
+    arguments = ("--target", K, "--strategy", "features:ridge", "--top", 1, "--out", tmp_path / "run")
+    assert command("transfer", place / "ds", *arguments) == 0
+    best = table(tmp_path / "run" / "source_ranking.csv")[0]["name"]
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["source"] == best
+
+
+def test_sources_of_other_graphs_are_passed_over(place, tmp_path, capsys, caplog):
+    """A packed dataset has graphs of one kind; original checkpoints need others."""
+    other = load_bundle(place / "run")
+    other = replace(other, graph=replace(other.graph, ties="reference", legacy_padding=True))
+    other.save(tmp_path / "own" / "original")
+    arguments = ("--target", K, "--sources", tmp_path / "own")
+    assert command("rank-sources", place / "ds", *arguments) == 0
+    assert "original left out: the dataset was packed with other graph settings" in caplog.text
+    assert " original " not in capsys.readouterr().out
+
+
 def test_rank_sources_takes_raw_crystals_and_a_split(place, tmp_path, capsys):
     ids = load_dataset(place / "ds").ids
     (tmp_path / "split.json").write_text(json.dumps({"train": ids[:12], "test": ids[12:]}))
@@ -299,6 +318,7 @@ USAGE = {
     "graph options beside a dataset": (("train", "DS", "--out", "OUT", "--cutoff", 5), "go with prepare"),
     "labels beside a dataset": (("train", "DS", "--out", "OUT", "--labels", "sheet.csv"), "go with prepare"),
     "ranking for two targets": (("rank-sources", "DS"), "one --target"),
+    "ranking with a seed below zero": (("rank-sources", "DS", "--target", K, "--seed", -1), "--seed is -1"),
     "ranking without target": (("rank-sources", "JSONL"), "--target"),
     "unknown strategy": (("transfer", "DS", "--source", "RUN", "--strategy", "half", "--out", "OUT"), "full, frozen"),
     "unknown regressor": (
@@ -322,7 +342,6 @@ USAGE = {
         ("transfer", "DS", "--source", "RUN", "--sources", "DS", "--out", "OUT"),
         "--sources goes with --source auto",
     ),
-    "transfer without source": (("transfer", "DS", "--out", "OUT"), "--source"),
     "negative rate": (("transfer", "DS", "--source", "RUN", "--rate", "conv_*=-1", "--out", "OUT"), "PATTERN=X"),
     "on-error of another kind": (("predict", "RUN", "JSONL", "--out", "OUT", "--on-error", "ignore"), "--on-error"),
 }

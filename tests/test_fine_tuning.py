@@ -103,6 +103,8 @@ TABLE = {
     "adapters": (under("head/", "adapter/"), [under("head/", "adapter/")]),
     "multi_source": (HEAD, [HEAD]),
     "multi_source_gate": (under("head/", "gate/"), [under("head/", "gate/")]),
+    "multi_source_gate_top3": (under("head/", "gate/"), [under("head/", "gate/")]),
+    "multi_source_gate_full": (under("head/", "gate/"), [under("head/", "gate/"), EVERYTHING]),
     "multi_source_full": (HEAD, [HEAD, EVERYTHING]),
     "discriminative": (HEAD, [EVERYTHING]),
     "gradual": (HEAD, [HEAD, TOP, EVERYTHING]),
@@ -186,6 +188,8 @@ CACHED = {
     "gradual": [2, 1, None],
     "multi_source": [1],
     "multi_source_gate": [1],
+    "multi_source_gate_top3": [1],
+    "multi_source_gate_full": [1, None],
     "multi_source_full": [1, None],
 }
 

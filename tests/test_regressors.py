@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.svm import SVR
 
+from tlcgcnn_jax import regressors
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.regressors import REGRESSORS, _matern, _relevance, fit_regressor
 
@@ -169,3 +170,11 @@ def test_bad_input(name: str, x: np.ndarray, y: np.ndarray, words: str) -> None:
 def test_other_columns_are_refused() -> None:
     with pytest.raises(InputError, match="11 columns: the 12 that ridge was fitted on"):
         FITTED["ridge"].predict(X[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["ridge", "gp"])
+def test_many_rows_are_predicted_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FITTED[name].predict(X)
+    monkeypatch.setattr(regressors, "BLOCK", 7)
+    for part, expected in zip(FITTED[name].predict(X), whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-9)

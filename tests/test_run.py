@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
 
-from tlcgcnn_jax import fit, plans, transfer, ways
+from tlcgcnn_jax import feature_model, fit, plans, source_choice, transfer, ways
+from tlcgcnn_jax import run as run_file
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.blending import choose_weights
 from tlcgcnn_jax.bundle import flatten
@@ -443,15 +444,49 @@ def test_bad_arguments_are_refused(run, message):
         run()
 
 
-def test_crystals_that_cannot_be_read_are_in_the_result():
+def test_crystals_that_cannot_be_read_are_in_the_result(caplog):
     bad = records(1)[0]
     far = bad.structure._replace(lattice=np.eye(3) * 1e3, atomic_numbers=np.array([18]), frac_coords=np.zeros((1, 3)))
     crystals = [*records(12), type(bad)("far", far, bad.targets)]
     with pytest.raises(InputError, match="far.* has no neighbour"):
         fit(crystals, K, **SMALL)
-    result = fit(crystals, K, on_error="skip", **SMALL)
+    with caplog.at_level("WARNING"):
+        result = fit(crystals, K, on_error="skip", **SMALL)
+    assert "1 crystals are left out, 12 are used; the first: " in caplog.text
     assert [skipped.id for skipped in result.predictions.skipped] == ["far"]
     assert len(result.predictions.ids) == 12
+
+
+def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setattr(run_file, "pack_graphs", lambda *_, **__: pytest.fail("packed"))
+    for train in (
+        lambda: fit(records(), K, out=tmp_path),
+        lambda: transfer(records(), source(), "full", K, out=tmp_path),
+    ):
+        with pytest.raises(InputError, match="exists and is not empty"):
+            train()
+
+
+def test_too_many_crystals_for_a_part_are_told_before_sources_are_ranked(monkeypatch):
+    monkeypatch.setattr(feature_model, "MOST_PAIRS", 9)
+    monkeypatch.setattr(source_choice, "rank_sources", lambda *_, **__: pytest.fail("ranked"))
+    with pytest.raises(InputError, match="svr compares all pairs"):
+        transfer(records(), {"a": source(), "b": source()}, "auto", K, config=SMALL["config"])
+
+
+def test_scratch_beside_a_source_is_no_transfer(tmp_path):
+    """The network has the source's sizes, none of its weights, and knows none of its crystals."""
+    told: list[str] = []
+    knowing = replace(source(), formulas=tuple(sorted({formula(r.structure.atomic_numbers) for r in records()})))
+    result = transfer(
+        records(), knowing, "scratch", K, config=SMALL["config"], seeds=1, out=tmp_path / "run", tell=told.append
+    )
+    assert result.overlap == {} and not any("flatter" in line for line in told)
+    assert "Transferred" not in run_report(tmp_path / "run").read_text()
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["strategy"] == "scratch" and "source" not in settings
+    assert result.model.model == source().model
 
 
 def test_early_stopping_is_resumed_as_stopped(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import pytest
 import tiny
 from extras import needs
 
+from tlcgcnn_jax import feature_model
 from tlcgcnn_jax import study as study_file
 from tlcgcnn_jax.baselines import baseline_predictions
 from tlcgcnn_jax.blending import choose_weights
@@ -27,9 +29,11 @@ from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.results import StudyResults, check_study
 from tlcgcnn_jax.run import transfer
+from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.study import run_study
 from tlcgcnn_jax.study_config import StudyConfig, StudySource, StudyTarget, learnt_target
 from tlcgcnn_jax.study_desk import Desk
+from tlcgcnn_jax.study_work import Task, work
 
 ENSEMBLE = "ensemble:full@gap+ridge"
 BLEND = "blend:full@gap+ridge+scratch"
@@ -72,6 +76,15 @@ def finished(data, tmp_path_factory) -> StudyResults:
 
 def below_data(source: StudySource, data: Path) -> StudySource:
     return dataclasses.replace(source, data=str(data / source.data))
+
+
+def work_or_die(folder: str, task: Task) -> list:
+    """The first worker that is to fine-tune is killed while it works."""
+    mark = Path(folder) / "died"
+    if task.cell.strategy == "full" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(task)
 
 
 def numbers(results: StudyResults) -> dict:
@@ -151,6 +164,38 @@ def test_rates_come_from_the_grid(finished):
             assert math.isnan(row.learning_rate)
     updates = {row.updates for row in finished.rows if row.strategy in ("scratch", "full", "multi_source_gate")}
     assert len(updates) == 1
+
+
+def test_the_rate_is_the_one_with_the_lower_validation_error(finished, data):
+    """Of scratch and transfer alike, and for every seed."""
+    desk, source = Desk(finished.folder), load_bundle(data / "source")
+    dataset, target = desk.dataset("K", source.graph), learnt_target(STUDY.targets[0])
+    for seed in range(2):
+        for name in ("scratch", "full"):
+            (row,) = finished.select(strategy=name, seed=seed)
+            errors = {}
+            for rate in STUDY.learning_rates:
+                config = dataclasses.replace(desk.training(10), learning_rate=rate, seed=seed)
+                result = transfer(
+                    dataset, source, name, target, split=desk.split("K", 10, seed), config=config, seeds=1
+                )
+                errors[rate] = result.metrics["val"]["mae"]
+            assert row.learning_rate == min(errors, key=errors.__getitem__)
+            assert row.val_mae == pytest.approx(min(errors.values()), rel=1e-3)
+
+
+def test_what_a_source_knows_may_be_tested_and_is_told(data, tmp_path):
+    everything = tuple(sorted({formula(record.structure.atomic_numbers) for record in tiny.records(60)}))
+    dataclasses.replace(tiny.source(), formulas=everything).save(data / "knowing")
+    sources = (StudySource("knowing", name="knowing"),)
+    study = dataclasses.replace(
+        STUDY, sources=sources, pool="", strategies=("features:ridge",), seeds=1, disjoint=False
+    )
+    run_study(study, tmp_path / "out", data=data, workers=1)
+    overlaps = {row.strategy: row.overlap for row in StudyResults(tmp_path / "out").rows}
+    assert overlaps["features:ridge"] == 1.0 and math.isnan(overlaps["scratch"])
+    told = [one["share"] for one in StudyResults(tmp_path / "out").study["overlap"] if one["source"] == "knowing"]
+    assert told == [1.0]
 
 
 def test_an_ensemble_is_the_mean_of_its_parts(finished):
@@ -268,17 +313,24 @@ def test_goes_on_after_a_kill(data, tmp_path):
     "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
 )
 def test_on_ray(finished, data, tmp_path, monkeypatch):
+    """A worker is killed in mid-study: every run is there, once, with the numbers of an undisturbed study."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
     needs("ray")
     import ray
 
-    small = dataclasses.replace(STUDY, strategies=("features:ridge@auto",))
+    small = dataclasses.replace(STUDY, strategies=("full@gap", "features:ridge@auto"))
+    monkeypatch.setattr(study_file, "work", functools.partial(work_or_die, str(tmp_path)))
     try:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}})  # fmt: skip
         run_study(small, tmp_path / "ray", data=data, engine="ray", workers=2)
     finally:
         ray.shutdown()
+    assert (tmp_path / "died").exists()
+    with open(tmp_path / "ray" / "results.csv", newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == 8
     found, expected = numbers(StudyResults(tmp_path / "ray")), numbers(finished)
-    assert len(found) == 6
+    assert len(found) == 8
     for name, values in found.items():
         assert values == pytest.approx(expected[name], rel=1e-3, nan_ok=True)
 
@@ -329,11 +381,40 @@ ASKED_FOR = {
 }
 
 
+OWN = find_strategy("frozen")
+ASKED_FOR |= {
+    "a convolution that the source has not": ({"strategies": ("freeze:conv_1",)}, "no strategy 'freeze:conv_1'"),
+    "a mixture of one": ({"pool": "", "strategies": ("multi_source",)}, "multi_source joins several sources, one was"),
+    "a pattern without a parameter": (
+        {"own": (dataclasses.replace(OWN, name="own", rates=(("conv_9/*", 0.0), *OWN.rates)),), "strategies": ("own",)},
+        "(?s)strategy own from gap: .*conv_9",
+    ),
+}
+
+
 @pytest.mark.parametrize(("change", "told"), ASKED_FOR.values(), ids=ASKED_FOR)
 def test_what_would_not_be_run_is_told_before_any_run(data, tmp_path, monkeypatch, change, told):
     monkeypatch.setattr(study_file, "work", None)
     with pytest.raises(InputError, match=told):
         run_study(dataclasses.replace(STUDY, **change), tmp_path / "out", data=data, workers=1)
+
+
+@pytest.mark.parametrize("change", [{"baselines": ("svr",)}, {"strategies": ("features:gp",)}])
+def test_too_many_crystals_for_a_regressor_are_told_before_any_run(data, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(study_file, "work", None)
+    monkeypatch.setattr(feature_model, "MOST_PAIRS", 9)
+    study = dataclasses.replace(STUDY, **{"baselines": (), "strategies": (), **change})
+    with pytest.raises(InputError, match="target K: 10 crystals to train on; (svr|gp) compares all pairs"):
+        run_study(study, tmp_path / "out", data=data, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"batch_size": 0}, "batch_size is 0"), ({"learning_rates": (1e-3, 0.0)}, "learning_rates are .*: all above 0")],
+)
+def test_settings_that_make_no_sense_are_refused(change, told):
+    with pytest.raises(InputError, match=told):
+        dataclasses.replace(STUDY, **change)
 
 
 def test_a_study_of_no_source(data, tmp_path):

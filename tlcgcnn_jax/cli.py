@@ -83,8 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     transfer = _verb(verbs, "transfer", run_transfer, "train on a target, starting from a source model")
     transfer.add_argument(
-        "--source", required=True, action="append", metavar="MODEL",
-        help="folder of a model, or a shipped name; may be given several times; or `auto` for the best there is",
+        "--source", action="append", metavar="MODEL",
+        help="folder of a model, or a shipped name; may be given several times; default: `auto`, the best there is",
     )  # fmt: skip
     transfer.add_argument("--sources", type=Path, metavar="DIR", help="further models for `--source auto`")
     transfer.add_argument(
@@ -200,11 +200,12 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     config = checked(parser, TrainConfig, options)
     if options.top is not None and options.top < 1:
         parser.error(f"--top is {options.top}: at least 1")
-    if AUTO in options.source and len(options.source) > 1:
+    source = options.source or [AUTO]
+    if AUTO in source and len(source) > 1:
         parser.error(f"--source {AUTO} chooses among all there are: leave the other --source out")
-    if options.sources is not None and options.source != [AUTO]:
+    if options.sources is not None and source != [AUTO]:
         parser.error(f"--sources goes with --source {AUTO}")
-    pool = find_pool(AUTO if options.source == [AUTO] else options.source, options.sources)
+    pool = find_pool(AUTO if source == [AUTO] else source, options.sources)
     check_run_folder(options.out, options.resume)
     packed, targets, split = run_data(options, parser, needed_graphs(options.strategy, pool))
     result = transfer(

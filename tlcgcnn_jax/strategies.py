@@ -134,6 +134,7 @@ AUTO_OF_CLASSES = "full"  # regressors do not learn classes
 
 
 HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))
+GATE_ONLY: Rates = (("gate/*", 10.0), *HEAD_ONLY)
 STRATEGIES = {
     strategy.name: strategy
     for strategy in (
@@ -197,7 +198,25 @@ STRATEGIES = {
             "multi_source_gate",
             "the pooled features of all sources, which stay as they are, mixed by a learnt weight each",
             ("gate/*", "head/*"),
-            (("gate/*", 10.0), ("head/*", 1.0), ("*", 0.0)),
+            GATE_ONLY,
+            sources=0,
+            combine="gate",
+        ),
+        Strategy(
+            "multi_source_gate_top3",
+            "as multi_source_gate, of the three sources with the largest weights",
+            ("gate/*", "head/*"),
+            GATE_ONLY,
+            sources=0,
+            combine="gate",
+            top_k=3,
+        ),
+        Strategy(
+            "multi_source_gate_full",
+            "as multi_source_gate, then everything is trained",
+            ("gate/*", "head/*"),
+            (("gate/*", 10.0), *ALL),
+            before=(Phase(0.3, GATE_ONLY),),
             sources=0,
             combine="gate",
         ),
