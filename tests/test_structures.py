@@ -739,13 +739,11 @@ def test_more_counts_than_elements_in_a_poscar_are_refused():
         read_poscar("\n".join(lines), "x")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names must be text there")
 def test_a_file_name_that_is_no_text_is_told_or_left_out(tmp_path):
     """As zip files of other systems leave them behind: such an id could be written nowhere."""
     (tmp_path / "good.cif").write_text(NACL_CIF)
-    try:
-        (tmp_path / os.fsdecode(b"Na\x81Cl.cif")).write_text(NACL_CIF)
-    except OSError:
-        pytest.skip("this file system has no such names")
+    (tmp_path / os.fsdecode(b"Na\x81Cl.cif")).write_text(NACL_CIF)
     with pytest.raises(InputError, match="cannot be written as text: rename it"):
         read_structures(tmp_path)
     assert [record.id for record in read_structures(tmp_path, on_error="skip")] == ["good"]

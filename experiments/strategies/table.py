@@ -32,7 +32,8 @@ def table(rows: list[dict[str, str]]) -> str:
     for way in order:
         cells = [cell(ways[way].get(size)) for size in sizes]
         way = (way[0].replace("@mp-formation-energy", ""), *way[1:])  # where not told otherwise
-        name = f"{way[0]} (descriptors)" if way[2] == "baseline" and "ensemble" not in way[0] else way[0]
+        described = way[2] == "baseline" and "ensemble" not in way[0] and way[0] not in ("mean", "median")
+        name = f"{way[0]} (descriptors)" if described else way[0]
         lines.append(f"| {name} | {way[1]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
