@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from unittest import mock
 
 import jax
@@ -12,14 +13,14 @@ import toy
 from test_frozen_bitwise import optimizer_paths
 
 from tlcgcnn_jax import fine_tuning, many
-from tlcgcnn_jax.bundle import Model, flatten
+from tlcgcnn_jax.bundle import Model, flatten, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target
 from tlcgcnn_jax.embeddings import embed, head_activations
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of, start
+from tlcgcnn_jax.fine_tuning import Job, feature_statistics, fine_tune, network_of, start
 from tlcgcnn_jax.graphs import build_graph
 from tlcgcnn_jax.losses import normalise, score
-from tlcgcnn_jax.model import CGCNN, SourceMixture, build_network
+from tlcgcnn_jax.model import CGCNN, SourceMixture, SourceNorm, build_network
 from tlcgcnn_jax.optim import ALL
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.strategies import HEAD_ONLY, Phase, Strategy, find_strategy, strategy_names
@@ -133,7 +134,9 @@ def test_start(name):
     fresh, known = TABLE[name][0], source_leaves(name)
     one, two = (flatten(each.variables) for each in starts(name))
     for path, leaf in one.items():
-        if not fresh(path.split("/", 1)[1]):
+        if path.startswith("batch_stats/norm/"):
+            assert not np.isin(leaf, (0, 1)).any(), f"{path} is not measured"
+        elif not fresh(path.split("/", 1)[1]):
             assert leaf.tobytes() == known[path].tobytes() == two[path].tobytes(), f"{path} is not the source's"
         elif path.endswith(("/kernel", "/down")):
             other = known.get(path)
@@ -154,7 +157,7 @@ def test_what_is_trained(name):
             kind, inner = path.split("/", 1)
             module = inner.rsplit("/", 1)[0] + "/"
             if kind == "batch_stats":
-                moves = is_trained(module)
+                moves = is_trained(module) and module != "norm/"  # a mixture's norm is measured once
             elif inner.endswith(("conv_0/bias", "conv_1/bias")) and is_trained(inner):
                 continue  # a batch norm takes it away: it may or may not move
             else:
@@ -436,15 +439,16 @@ def test_fine_tuning_from_a_source_of_several_targets():
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 
-def own_features() -> np.ndarray:
-    """[crystal, source, width]"""
-    return np.stack([embed(model, toy.dataset(), ("pooled",)) for model in mixed()], 1)
+def own_features(models: Sequence[Model], job: Job) -> np.ndarray:
+    """[crystal, source, width], each on the scale of the training crystals, logarithmic far out."""
+    each = np.stack([embed(model, toy.dataset(), ("pooled",)) for model in models], 1).astype(float)
+    return np.arcsinh((each - each[job.train].mean(0)) / each[job.train].std(0))
 
 
 @pytest.mark.parametrize("name", ["multi_source", "multi_source_gate"])
 def test_a_mixture_is_its_sources_and_a_head(name):
-    features = own_features()
-    for found in trained(name):
+    for job, found in zip(JOBS, trained(name), strict=True):
+        features = own_features(mixed(), job)
         params = found.variables["params"]
         if name == "multi_source":
             joined = features.reshape(toy.N, -1)
@@ -456,6 +460,29 @@ def test_a_mixture_is_its_sources_and_a_head(name):
         expected = head_activations(params["head"], joined)[1]
         ours = network_outputs(network(name), found.variables, toy.dataset())
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_source_of_huge_features_does_not_drown_the_others():
+    """As of a network that has seen one element alone; what it says of all crystals alike is left out."""
+    few, some = slice(0, toy.N - 1), np.random.default_rng(0).normal(size=(toy.N, 3))
+    far = np.stack([9e4 + 1e4 * some[:, 0], np.full(toy.N, 9e4), some[:, 2]], 1).astype(np.float32)
+    far[-1, :2] = 1e9, 8e4
+    stats = feature_statistics(far[few])
+    found = np.asarray(SourceNorm().apply({"batch_stats": stats}, far))
+    np.testing.assert_allclose(found[few].std(0), [0.75, 0, 0.75], atol=0.1)
+    np.testing.assert_allclose(found[-1, :2], [12, 0], atol=1)
+
+
+def test_a_mixture_without_statistics_is_refused(tmp_path):
+    """Those of a version that took the features of sources as they are would predict something else."""
+    begin = starts("multi_source")[0]
+    mixture = network_of(strategy("multi_source"), mixed(), toy.SIZES)
+    whole = dataclasses.replace(source(), model=mixture, members=(begin.variables,))
+    load_bundle(whole.save(tmp_path / "whole"))
+    stats = {name: tree for name, tree in begin.variables["batch_stats"].items() if name != "norm"}
+    old = dataclasses.replace(whole, members=({**begin.variables, "batch_stats": stats},))
+    with pytest.raises(InputError, match="norm/mean missing, .* needed"):
+        load_bundle(old.save(tmp_path / "old"))
 
 
 def test_the_gate_starts_with_all_alike():
@@ -472,7 +499,7 @@ def test_the_gate_lets_the_largest_through(top_k):
     begin["params"]["gate"]["logits"] = logits
     mixture = build_network(network_of(way, [*mixed(), third], toy.SIZES), 1, 4)
     assert isinstance(mixture, SourceMixture)
-    features = np.concatenate([own_features(), embed(third, toy.dataset(), ("pooled",))[:, None]], 1)
+    features = own_features([*mixed(), third], JOBS[0])
     weights = np.exp(logits) * [top_k == 2, 0, 1]
     joined = np.einsum("s,gsw->gw", weights / weights.sum(), features)
     expected = head_activations(begin["params"]["head"], joined)[1]

@@ -102,6 +102,7 @@ def network(variables, strategy, name):
     out = {kind: {"source_0": body, "source_1": body} for kind, body in bodies.items()}
     if name == "fresh":
         out["params"]["head"] = variables["params"]["head"]
+        out["batch_stats"]["norm"] = {"mean": np.zeros(16, np.float32), "inverse_std": np.ones(16, np.float32)}
         if strategy.combine == "gate":
             out["params"]["gate"] = {"logits": np.zeros(2, np.float32)}
     return out
@@ -112,16 +113,17 @@ def test_merge(source, fresh, name):
     strategy = find_strategy(name, convolutions=2)
     source, fresh = network(source, strategy, "source"), network(fresh, strategy, "fresh")
     merged, account = merge(source, fresh, strategy)
+    is_fresh = lambda path: FRESH[name](path) or path.startswith("norm/")
     old, new = flatten(source), flatten(fresh)
     assert flatten(merged).keys() == new.keys()
     for path, array in flatten(merged).items():
         leaf = path.split("/", 1)[1]
-        np.testing.assert_array_equal(array, (new if FRESH[name](leaf) else old)[path], err_msg=path)
+        np.testing.assert_array_equal(array, (new if is_fresh(leaf) else old)[path], err_msg=path)
     assert len(account.leaves) == len(new)
     assert sum(leaf.size for leaf in account.leaves) == sum(array.size for array in new.values())
     for leaf in account.leaves:
-        assert leaf.fate == ("re-initialised" if FRESH[name](leaf.path) else "loaded"), leaf
-        statistics = leaf.path.endswith(("/mean", "/var"))
+        assert leaf.fate == ("re-initialised" if is_fresh(leaf.path) else "loaded"), leaf
+        statistics = leaf.path.endswith(("/mean", "/var", "/inverse_std"))
         assert leaf.rate == (None if statistics else pytest.approx(float(TRAINED[name](leaf.path)))), leaf
 
 

@@ -226,13 +226,15 @@ def write_card(kind: str, about: list[str], model: Any) -> str:
     for part, values in errors.items():
         if isinstance(values, Mapping):
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-            shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in numbers.items())
+            counts = {k for k, v in numbers.items() if k == "n" or isinstance(v, int)}
+            shown = ", ".join(f"{k} {v:,.0f}" if k in counts else f"{k} {v:.4g}" for k, v in numbers.items())
             lines.append(f"- {part}: {shown}")
     for target, bar in zip(model.targets, model.calibration, strict=False):
         if bar is not None:
             learnt = "" if target.transform == "identity" else f", of {target.transform} {target.name}"
             lines.append(f"- error bars of {target.name}: {bar}{learnt} (they chose the epoch, too: approximate)")
-    lines += ["", "```python", "import tlcgcnn_jax", "", 'model = tlcgcnn_jax.load_model("PATH OF THIS FOLDER")']
+    place = model.notes.get("name", "PATH OF THIS FOLDER")
+    lines += ["", "```python", "import tlcgcnn_jax", "", f'model = tlcgcnn_jax.load_model("{place}")']
     lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
     return "\n".join(lines)
 

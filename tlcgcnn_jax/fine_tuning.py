@@ -31,7 +31,8 @@ from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.train import Program, Trained, example_graph
 
 OUTPUTS_ALIKE = 1e-4  # smallest singular value, of the largest, that a fit to several outputs of a source uses
-STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
+FEATURES_ALIKE = 1e-5  # standard deviation, of the largest value, below which a feature is float32's rounding
+STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm, and of features
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ def start(
             kind: {f"source_{i}": _without_head(member.get(kind, {})) for i, member in enumerate(members)}
             for kind in ("params", "batch_stats")
         }
-        # Gate and head alone are fresh: to initialise all sources would take as long as to train.
+        # Norm, gate and head alone are fresh: to initialise all sources would take as long as to train.
         new = init_head(network, job.seed)
         fresh = {kind: {**tree, **new.get(kind, {})} for kind, tree in old.items()}
     else:
@@ -151,6 +152,10 @@ def start(
     if strategy.batch_norm == "target":
         folded = {**variables, "params": fold_adapters(variables["params"])}
         variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
+    if config.sources > 1:
+        features = prefix_features(network, variables, dataset.select(job.train[:STATISTICS_CRYSTALS]))
+        stats = {**variables["batch_stats"], "norm": feature_statistics(features)}
+        variables = {**variables, "batch_stats": stats}
     return Start(variables, normaliser, account if sources else None)
 
 
@@ -287,6 +292,27 @@ def estimate_statistics(
 @functools.partial(jax.jit, static_argnums=0)
 def _statistics(network: Network, variables: Variables, graph: Any) -> Any:
     return network.apply(variables, graph, True, method="features", mutable=["batch_stats"])[1]["batch_stats"]
+
+
+def feature_statistics(features: np.ndarray) -> dict[str, np.ndarray]:
+    """What a mixture needs to bring the pooled features of its sources to one scale, see `SourceNorm`.
+
+    Args:
+        features: [n, d] of training crystals.
+
+    Returns:
+        float32 [d] each: their "mean", and "inverse_std", which is 0 where a feature is the same for all of them.
+
+    Example:
+        >>> found = feature_statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> found["mean"], found["inverse_std"]
+        (array([2., 5.], dtype=float32), array([1., 0.], dtype=float32))
+    """
+    features = features.astype(np.float64)
+    deviation = features.std(0)
+    same = deviation <= FEATURES_ALIKE * np.abs(features).max(0)
+    inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=~same)
+    return {"mean": features.mean(0).astype(np.float32), "inverse_std": inverse.astype(np.float32)}
 
 
 def refit_output(

@@ -61,8 +61,9 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
     multipliers = flatten(rate_tree(fresh["params"], strategy.rates))
     for path, array in new.items():
         kind, name = path.split("/", 1)
-        # An adapter starts anew whatever the source holds: it is the difference to the source.
-        patterns = (*strategy.reinitialise, f"{ADAPTER}/*")
+        # An adapter starts anew whatever the source holds: it is the difference to the source. A mixture's norm is
+        # measured on the target's crystals.
+        patterns = (*strategy.reinitialise, f"{ADAPTER}/*", "norm/*")
         again = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         if again:
             merged[path] = array

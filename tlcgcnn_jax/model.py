@@ -131,10 +131,26 @@ class Gate(nn.Module):
         return jnp.einsum("s,gsw->gw", jax.nn.softmax(chosen), features[:, which])
 
 
-class SourceMixture(nn.Module):
-    """Several source networks side by side, their pooled features mixed or joined, and one head.
+class SourceNorm(nn.Module):
+    """Pooled features of all sources on one scale, that of the training crystals, and logarithmic far out.
 
-    The names `source_0/embedding`, `source_0/conv_0` …, `gate` and `head` are the interface of transfer.
+    A source that has never seen crystals like these may answer with features of any size, which would drown those of
+    all others: arcsinh leaves what is usual nearly as it is and, unlike a cut, lets gradients through. The statistics
+    are measured once (`fine_tuning.start`) and stay, unlike batch norm's.
+    """
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[n_graph, sources * width] to the same."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features.shape[-1:])
+        inverse = self.variable("batch_stats", "inverse_std", jnp.ones, features.shape[-1:])
+        return jnp.arcsinh((features - mean.value[None, :]) * inverse.value[None, :])
+
+
+class SourceMixture(nn.Module):
+    """Several source networks side by side, their pooled features brought to one scale, mixed or joined, and one head.
+
+    The names `source_0/embedding`, `source_0/conv_0` …, `norm`, `gate` and `head` are the interface of transfer.
 
     Attributes:
         config: Sizes of each source and of the head, number of sources, and how they are combined.
@@ -150,6 +166,7 @@ class SourceMixture(nn.Module):
         """Name the parts."""
         config = self.config
         self.source = [CGCNN(config, self.outputs, self.places) for _ in range(config.sources)]  # their heads idle
+        self.norm = SourceNorm()
         if config.combine == "gate":
             self.gate = Gate(config.sources, config.top_k or config.sources)
         self.head = Head(config.head_width, config.head_layers, self.outputs, config.dropout)
@@ -166,7 +183,7 @@ class SourceMixture(nn.Module):
             cached: The number of convolutions: the pooled features of all sources stand in globals["features"]
                 [n_graph, sources * width]. None: start from the elements.
         """
-        features = self.features(graph, train, frozen, cached)
+        features = self.norm(self.features(graph, train, frozen, cached))
         if self.config.combine == "gate":
             features = self.gate(features.reshape(features.shape[0], self.config.sources, -1))
         return self.head(features, train)
@@ -174,7 +191,7 @@ class SourceMixture(nn.Module):
     def features(
         self, graph: jraph.GraphsTuple, train: bool = False, frozen: tuple[str, ...] = (), cached: int | None = None
     ) -> Array:
-        """Pooled features of all sources, one after the other, [n_graph, sources * width]."""
+        """Pooled features of all sources as they are, one after the other, [n_graph, sources * width]."""
         if cached is not None:
             found: Any = graph
             return found.globals["features"]
@@ -218,7 +235,7 @@ def _init(model: Network, key: Array, graph: jraph.GraphsTuple) -> Variables:
 
 
 def init_head(model: Network, seed: int) -> Variables:
-    """Fresh variables of what comes after the pooled features alone, the head and a mixture's gate.
+    """Fresh variables of what comes after the pooled features alone: the head, a mixture's norm and its gate.
 
     Args:
         model: The network.

@@ -135,13 +135,16 @@ def _prefix(body: CGCNN, depth: int, variables: Variables, graph: Any) -> Array:
 def _mixture_outputs(model: SourceMixture, variables: Variables, dataset: CrystalDataset) -> np.ndarray:
     """Outputs by way of each source's features: one compiled source instead of all of them in one program."""
     features = prefix_features(model, variables, dataset)
-    rest = {name: part for name, part in variables["params"].items() if not name.startswith("source_")}
+    rest = {
+        kind: {name: part for name, part in tree.items() if not name.startswith("source_")}
+        for kind, tree in variables.items()
+    }
     return np.asarray(_head(model, jax.device_put(rest), features))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _head(model: SourceMixture, params: Any, features: Array) -> Array:
-    outputs: Any = model.apply({"params": params}, pooled_graph(features), False, (), model.config.convolutions)
+def _head(model: SourceMixture, variables: Variables, features: Array) -> Array:
+    outputs: Any = model.apply(variables, pooled_graph(features), False, (), model.config.convolutions)
     return outputs
 
 
