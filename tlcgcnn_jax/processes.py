@@ -1,10 +1,12 @@
-"""Worker processes that do not run the user's script again and leave Ctrl-C to their parent."""
+"""Worker processes that do not run the user's script again, leave Ctrl-C to their parent and end when it does."""
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -43,5 +45,14 @@ def script_not_run_again() -> Iterator[None]:
 
 def _start(start: Callable[..., None] | None, *arguments: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
         start(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, which would work on and then wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
