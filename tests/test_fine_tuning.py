@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from unittest import mock
 
@@ -13,7 +14,7 @@ import toy
 from test_frozen_bitwise import optimizer_paths
 
 from tlcgcnn_jax import fine_tuning, many
-from tlcgcnn_jax.bundle import Model, flatten, load_bundle
+from tlcgcnn_jax.bundle import Model, flatten, load_bundle, unflatten
 from tlcgcnn_jax.config import GraphConfig, Target
 from tlcgcnn_jax.embeddings import embed, head_activations
 from tlcgcnn_jax.errors import InputError
@@ -22,7 +23,7 @@ from tlcgcnn_jax.graphs import build_graph
 from tlcgcnn_jax.losses import normalise, score
 from tlcgcnn_jax.model import CGCNN, SourceMixture, SourceNorm, build_network
 from tlcgcnn_jax.optim import ALL
-from tlcgcnn_jax.outputs import network_outputs
+from tlcgcnn_jax.outputs import head_features, network_outputs, padded_batches, prefix_features
 from tlcgcnn_jax.strategies import HEAD_ONLY, Phase, Strategy, find_strategy, strategy_names
 from tlcgcnn_jax.train import Trained, init_state
 
@@ -136,6 +137,8 @@ def test_start(name):
     for path, leaf in one.items():
         if path.startswith("batch_stats/norm/"):
             assert not np.isin(leaf, (0, 1)).any(), f"{path} is not measured"
+        elif path.startswith("batch_stats/") and strategy(name).batch_norm == "target":
+            assert (leaf != known[path]).all(), f"{path} is the source's"
         elif not fresh(path.split("/", 1)[1]):
             assert leaf.tobytes() == known[path].tobytes() == two[path].tobytes(), f"{path} is not the source's"
         elif path.endswith(("/kernel", "/down")):
@@ -457,20 +460,57 @@ def test_a_mixture_is_its_sources_and_a_head(name):
             weights = np.exp(logits) / np.exp(logits).sum()
             assert weights.sum() == pytest.approx(1) and np.ptp(weights) > 1e-3
             joined = np.einsum("s,gsw->gw", weights, features)
+        seen = head_features(network(name), found.variables, toy.dataset())
+        np.testing.assert_allclose(seen, features.reshape(toy.N, -1), rtol=1e-4, atol=1e-5)
         expected = head_activations(params["head"], joined)[1]
         ours = network_outputs(network(name), found.variables, toy.dataset())
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_source_of_huge_features_does_not_drown_the_others():
-    """As of a network that has seen one element alone; what it says of all crystals alike is left out."""
-    few, some = slice(0, toy.N - 1), np.random.default_rng(0).normal(size=(toy.N, 3))
-    far = np.stack([9e4 + 1e4 * some[:, 0], np.full(toy.N, 9e4), some[:, 2]], 1).astype(np.float32)
-    far[-1, :2] = 1e9, 8e4
-    stats = feature_statistics(far[few])
-    found = np.asarray(SourceNorm().apply({"batch_stats": stats}, far))
-    np.testing.assert_allclose(found[few].std(0), [0.75, 0, 0.75], atol=0.1)
-    np.testing.assert_allclose(found[-1, :2], [12, 0], atol=1)
+    """As of a network that has seen one element alone; what it says of nearly all crystals alike is left out."""
+    few, some = slice(0, toy.N - 1), np.random.default_rng(0).normal(size=(toy.N, 5))
+    far = some * [1e4, 10, 1e-3, 1e-7, 1] + [9e4, 9e4, 9, 0, 0]
+    far[-1, :4] = 1e9, 8e4, 8, 1
+    stats = feature_statistics(far[few].astype(np.float32))
+    found = np.asarray(SourceNorm().apply({"batch_stats": stats}, far.astype(np.float32)))
+    np.testing.assert_allclose(found[few].std(0), [0.75, 0, 0, 0, 0.75], atol=0.1)
+    np.testing.assert_allclose(found[-1, :4], [12, 0, 0, 0], atol=1)
+
+
+def far_source() -> Model:
+    """Whose batch norm has seen inputs that hardly differ, as of one element: it makes all others huge."""
+    model = toy.source(3, SMALL)
+    leaves = flatten(model.members[0]).items()
+    member = unflatten({path: leaf * np.float32(1e-8 if path.endswith("/var") else 1) for path, leaf in leaves})
+    return dataclasses.replace(model, members=(member,))
+
+
+@pytest.mark.parametrize("policy", ["target", "source"])
+def test_a_far_source_lives_through_its_training(policy):
+    """Its features still tell crystals apart where batch norm goes by the batch: why the policy is "target"."""
+    given, way = [toy.source(2, SMALL), far_source()], strategy("multi_source_full")
+    assert way.batch_norm == strategy("multi_source_gate_full").batch_norm == "target"
+    found = tuned(dataclasses.replace(way, batch_norm=policy), JOBS[:1], given=given)[0]
+    rows, graph = next(padded_batches(toy.dataset().select(toy.SPLIT.train)))
+    mixture = build_network(network_of(way, given, toy.SIZES), 1, 4)
+    raw, _ = mixture.apply(found.last, graph, True, method="features", mutable=["batch_stats"])
+    scaled = np.asarray(SourceNorm().apply({"batch_stats": found.last["batch_stats"]["norm"]}, raw))[: len(rows)]
+    near, far = np.median(scaled.std(0).reshape(2, -1), axis=1)
+    assert near > 0.3 and (far > 0.3) == (policy == "target"), (near, far)
+
+
+def test_the_norm_is_measured_by_the_statistics_that_hold():
+    """Those of the target where the strategy takes them, and by a part of many crystals."""
+    for policy, most in (("source", 500), ("target", 500), ("source", 4)):
+        way = strategy("multi_source", batch_norm=policy)
+        with mock.patch.object(fine_tuning, "NORM_CRYSTALS", most):
+            begin = start(toy.dataset(), (toy.ENERGY,), way, mixed(), JOBS[0], toy.SIZES).variables
+        rows = JOBS[0].train if most == 500 else np.random.default_rng(0).permutation(JOBS[0].train)[:most]
+        mixture = build_network(network_of(way, mixed(), toy.SIZES), 1, 4)
+        features = prefix_features(mixture, begin, toy.dataset().select(rows))
+        for part, measured in feature_statistics(features).items():
+            np.testing.assert_allclose(begin["batch_stats"]["norm"][part], measured, rtol=1e-5, err_msg=policy)
 
 
 def test_a_mixture_without_statistics_is_refused(tmp_path):
@@ -481,7 +521,7 @@ def test_a_mixture_without_statistics_is_refused(tmp_path):
     load_bundle(whole.save(tmp_path / "whole"))
     stats = {name: tree for name, tree in begin.variables["batch_stats"].items() if name != "norm"}
     old = dataclasses.replace(whole, members=({**begin.variables, "batch_stats": stats},))
-    with pytest.raises(InputError, match="norm/mean missing, .* needed"):
+    with pytest.raises(InputError, match="did not bring its sources to one scale: train it again"):
         load_bundle(old.save(tmp_path / "old"))
 
 
@@ -521,6 +561,11 @@ def far() -> Model:
     return dataclasses.replace(source(), graph=GraphConfig(cutoff=6.0))
 
 
+def not_finite() -> Model:
+    nan = jax.tree.map(lambda leaf: leaf * np.nan, mixed()[1].members[0])
+    return dataclasses.replace(mixed()[1], members=(nan,))
+
+
 CLASS = Target("energy", kind="classification")
 NOT_TRAINED = dataclasses.replace(JOBS[0], train=np.zeros(0, np.int64))
 REFUSED = {
@@ -532,6 +577,7 @@ REFUSED = {
         {},
         "multi_source joins several sources, one was given",
     ),
+    "a source that is not finite": ("multi_source", lambda: [mixed()[0], not_finite()], {}, "are not finite: look at"),
     "a mixture as a source": ("full", lambda: [mixture()], {}, "itself a mixture of 2 sources"),
     "sources of other widths": (
         "multi_source",
@@ -563,6 +609,16 @@ def test_refused(name, given, change, told):
         dataset = toy.replaced(dataset, targets=np.ones_like(dataset.targets))
     with pytest.raises(InputError, match=told):
         fine_tune(dataset, targets, strategy(name), given(), change.get("jobs", JOBS), CONFIG, model_config=toy.SIZES)
+
+
+@pytest.mark.parametrize("pattern", ["source_1/conv_0/*", "*"])
+def test_sources_of_a_mixture_do_not_start_anew(pattern):
+    """Which would be told of them, and not be so."""
+    way = strategy("multi_source", reinitialise=(pattern, "head/*"))
+    with pytest.raises(
+        InputError, match=f"multi_source: the sources of a mixture are taken as they are: {re.escape(pattern)} "
+    ):
+        tuned(way, given=mixed())
 
 
 def test_patterns_that_do_not_cover_are_told():

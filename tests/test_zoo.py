@@ -64,6 +64,7 @@ def test_every_model_is_small_and_says_where_it_comes_from(name):
     assert all(np.isfinite(leaf).all() for member in model.members for leaf in _leaves(member))
     for note in ("data", "data licence", "licence", "left out", "split", "settings", "made by"):
         assert model.notes[note] and f"- {note}: " in card, note
+    assert f'load_model("{name}")' in card
     each = model.metrics.get("targets") or {model.targets[0].name: model.metrics}
     assert set(each) == {target.name for target in model.targets}
     assert all(parts["test"]["n"] > 100 for parts in each.values())

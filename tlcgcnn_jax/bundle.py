@@ -30,6 +30,7 @@ from tlcgcnn_jax.model_folder import (
 from tlcgcnn_jax.novelty import Novelty
 
 WEIGHTS, NOVELTY = "weights.npz", "novelty.npz"
+PLACE = "PATH OF THIS FOLDER"  # in a card: a model does not know where it will lie
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,7 @@ def write_card(kind: str, about: list[str], model: Any) -> str:
         if bar is not None:
             learnt = "" if target.transform == "identity" else f", of {target.transform} {target.name}"
             lines.append(f"- error bars of {target.name}: {bar}{learnt} (they chose the epoch, too: approximate)")
-    place = model.notes.get("name", "PATH OF THIS FOLDER")
-    lines += ["", "```python", "import tlcgcnn_jax", "", f'model = tlcgcnn_jax.load_model("{place}")']
+    lines += ["", "```python", "import tlcgcnn_jax", "", f'model = tlcgcnn_jax.load_model("{PLACE}")']
     lines += ['predictions = tlcgcnn_jax.predict(model, "folder_of_cifs")', "```", ""]
     return "\n".join(lines)
 
@@ -275,6 +275,10 @@ def _check_shapes(model: Model, folder: Path) -> None:
         ]
     if not model.members:
         problems.append("no member")
+    if model.model.sources > 1 and any("norm" not in member.get("batch_stats", {}) for member in model.members):
+        raise InputError(
+            f"{folder}: a mixture of a version that did not bring its sources to one scale: train it again"
+        )
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise InputError(

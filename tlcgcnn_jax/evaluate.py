@@ -13,7 +13,7 @@ from tlcgcnn_jax.error_bars import fit_error_bars, intervals
 from tlcgcnn_jax.feature_model import FeatureModel, some_rows
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.novelty import fit_novelty
-from tlcgcnn_jax.outputs import network_outputs, prefix_features
+from tlcgcnn_jax.outputs import head_features, network_outputs
 from tlcgcnn_jax.predictions import Predictions, mixture
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _said(model: AnyModel, crystals: GraphSets, batch_size: int | None) -> Predi
         losses.denormalise(network_outputs(network, member, dataset, batch_size), targets, model.normaliser)
         for member in model.members
     ]
-    novelty = model.novelty and model.novelty.score(prefix_features(network, model.members[0], dataset))
+    novelty = model.novelty and model.novelty.score(head_features(network, model.members[0], dataset))
     return Predictions(ids, targets, np.stack(members), novelty=novelty)
 
 
@@ -112,7 +112,7 @@ def with_novelty(model: Model, crystals: GraphSets, rows: np.ndarray) -> Model:
         return model
     dataset = crystals[model.graph].select(rows[some_rows(len(rows), 0)])
     network = replace(model, graph=dataset.graph).network
-    return replace(model, novelty=fit_novelty(prefix_features(network, model.members[0], dataset)))
+    return replace(model, novelty=fit_novelty(head_features(network, model.members[0], dataset)))
 
 
 def with_error_bars(model: AnyModel, held: Predictions, labels: np.ndarray, scaled: bool = True) -> AnyModel:

@@ -24,15 +24,17 @@ from tlcgcnn_jax.layers import TORCH_MOMENTUM
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.many import Run, digest, train_many
 from tlcgcnn_jax.merging import Account, merge
-from tlcgcnn_jax.model import Network, Variables, build_network, init_head, init_variables
+from tlcgcnn_jax.model import Network, SourceMixture, Variables, body_network, build_network, init_head, init_variables
 from tlcgcnn_jax.optim import Rates, frozen_modules, parameter_paths
 from tlcgcnn_jax.outputs import network_outputs, prefix_features
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.train import Program, Trained, example_graph
 
 OUTPUTS_ALIKE = 1e-4  # smallest singular value, of the largest, that a fit to several outputs of a source uses
-FEATURES_ALIKE = 1e-5  # standard deviation, of the largest value, below which a feature is float32's rounding
-STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm, and of features
+FEATURES_ALIKE = 1e-3  # standard deviation, of the largest value, below which a feature says nothing
+DEAD_FEATURE = 1e-5  # standard deviation below which a feature is what float32 makes of zero
+STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
+NORM_CRYSTALS = 500  # and so many the scale of a mixture's sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +138,10 @@ def start(
     if strategy.refit_output and sources:
         members = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])]
     if config.sources > 1:
+        if whole := [pattern for pattern in strategy.reinitialise if _means_sources(pattern, members)]:
+            raise InputError(
+                f"{strategy.name}: the sources of a mixture are taken as they are: {', '.join(whole)} cannot start anew"
+            )
         old = {
             kind: {f"source_{i}": _without_head(member.get(kind, {})) for i, member in enumerate(members)}
             for kind in ("params", "batch_stats")
@@ -153,7 +159,7 @@ def start(
         folded = {**variables, "params": fold_adapters(variables["params"])}
         variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
     if config.sources > 1:
-        features = prefix_features(network, variables, dataset.select(job.train[:STATISTICS_CRYSTALS]))
+        features = prefix_features(network, variables, dataset.select(_some(job.train, NORM_CRYSTALS)))
         stats = {**variables["batch_stats"], "norm": feature_statistics(features)}
         variables = {**variables, "batch_stats": stats}
     return Start(variables, normaliser, account if sources else None)
@@ -207,15 +213,14 @@ def fine_tune(
     # What an earlier phase has trained is each job's own.
     settled = itertools.accumulate(stills, lambda before, now: tuple(name for name in now if name in before))
     depths = [cached_depth(params, names, network.config) if cache else None for names in settled]
-    # Jobs that start from the same frozen layers share their activations.
-    first_still = cached_modules(network.config, depths[0]) if depths else ()
-    kinds = [digest(_apart(one.variables, first_still)[1]) for one in starts]
-    groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
-    for group, some in enumerate(groups):
-        for number, ((epochs, rates), frozen, depth) in enumerate(zip(phases, stills, depths, strict=True)):
+    for number, ((epochs, rates), frozen, depth) in enumerate(zip(phases, stills, depths, strict=True)):
+        still = cached_modules(network.config, depth)
+        # Jobs with the same frozen layers share their activations.
+        kinds = [digest(_apart(one.variables, still)[1]) for one in results]
+        groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
+        for group, some in enumerate(groups):
             first = results[some[0]].variables
             features = None if depth is None else prefix_features(network, first, dataset, depth)
-            still = cached_modules(network.config, depth)
             left = _of_use(rates, _apart(first, still)[0]["params"])
             program = Program(network, targets, config, left, frozen, strategy.pulls, depth)
             runs = [
@@ -272,12 +277,16 @@ def estimate_statistics(
         network: The network.
         variables: {"params", "batch_stats"}; of the latter only the structure counts.
         dataset: Packed crystals.
-        rows: Training rows; the first 2,000 are taken.
+        rows: Training rows, of which 2,000 at most are taken.
 
     Returns:
         A tree like variables["batch_stats"]: mean and unbiased variance of each batch norm's input.
     """
-    some = dataset.select(rows[:STATISTICS_CRYSTALS])
+    if isinstance(network, SourceMixture):  # one compiled source instead of all of them in one program
+        body = body_network(network.config, dataset.graph.places)
+        parts = _by_source(variables, network.config.sources)
+        return {name: estimate_statistics(body, part, dataset, rows) for name, part in parts.items()}
+    some = dataset.select(_some(rows, STATISTICS_CRYSTALS))
     budget = pad_budget(some.n_atom, some.n_row, len(some), some.graph.places)
     plan = [np.arange(len(some))]
     graph = jax.tree.map(
@@ -301,7 +310,10 @@ def feature_statistics(features: np.ndarray) -> dict[str, np.ndarray]:
         features: [n, d] of training crystals.
 
     Returns:
-        float32 [d] each: their "mean", and "inverse_std", which is 0 where a feature is the same for all of them.
+        float32 [d] each: their "mean", and "inverse_std", which is 0 where a feature is all but the same for all.
+
+    Raises:
+        InputError: A feature is not a number.
 
     Example:
         >>> found = feature_statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
@@ -309,8 +321,10 @@ def feature_statistics(features: np.ndarray) -> dict[str, np.ndarray]:
         (array([2., 5.], dtype=float32), array([1., 0.], dtype=float32))
     """
     features = features.astype(np.float64)
+    if not np.isfinite(features).all():
+        raise InputError("features of a source are not finite: look at its weights, or leave it out")
     deviation = features.std(0)
-    same = deviation <= FEATURES_ALIKE * np.abs(features).max(0)
+    same = deviation <= np.maximum(FEATURES_ALIKE * np.abs(features).max(0), DEAD_FEATURE)
     inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=~same)
     return {"mean": features.mean(0).astype(np.float32), "inverse_std": inverse.astype(np.float32)}
 
@@ -422,6 +436,24 @@ def _tell(
 def _folded(variables: Variables) -> Variables:
     """The plain network that acts as the adapted one."""
     return {**variables, "params": jax.device_get(fold_adapters(variables["params"]))}
+
+
+def _some(rows: np.ndarray, most: int) -> np.ndarray:
+    """All rows, or as many as that by chance: files may be sorted by chemistry."""
+    return rows if len(rows) <= most else np.random.default_rng(0).permutation(rows)[:most]
+
+
+def _by_source(variables: Variables, sources: int) -> dict[str, Variables]:
+    """The variables of each source of a mixture."""
+    names = [f"source_{index}" for index in range(sources)]
+    return {name: {kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names}
+
+
+def _means_sources(pattern: str, members: Sequence[Variables]) -> bool:
+    """Whether a pattern over the parameters of a mixture matches some of a source's."""
+    each = (parameter_paths(_without_head(member["params"])) for member in members)
+    paths = (f"source_{index}/{path}" for index, paths in enumerate(each) for path in paths)
+    return any(fnmatch.fnmatchcase(path, pattern) for path in paths)
 
 
 def _without_head(tree: Any) -> dict[str, Any]:

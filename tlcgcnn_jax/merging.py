@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
     """What became of one array."""
 
     path: str
-    fate: str  # "loaded" or "re-initialised"
+    fate: str  # "loaded", "re-initialised", or "measured" on the target's training crystals
     rate: float | None  # learning-rate multiplier; None for statistics
     size: int
 
@@ -61,11 +61,11 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
     multipliers = flatten(rate_tree(fresh["params"], strategy.rates))
     for path, array in new.items():
         kind, name = path.split("/", 1)
-        # An adapter starts anew whatever the source holds: it is the difference to the source. A mixture's norm is
-        # measured on the target's crystals.
-        patterns = (*strategy.reinitialise, f"{ADAPTER}/*", "norm/*")
+        # An adapter starts anew whatever the source holds: it is the difference to the source.
+        patterns = (*strategy.reinitialise, f"{ADAPTER}/*")
+        measured = name.startswith("norm/") or kind == "batch_stats" and strategy.batch_norm == "target"
         again = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        if again:
+        if again or measured and path not in old:
             merged[path] = array
         elif path not in old:
             problems.append(f"- {path} {array.shape}: not in the source")
@@ -76,7 +76,8 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
         else:
             merged[path] = np.asarray(old[path], array.dtype)
         rate = float(multipliers[name]) if kind == "params" else None
-        leaves.append(Leaf(name, "re-initialised" if again else "loaded", rate, array.size))
+        fate = "measured" if measured else "re-initialised" if again else "loaded"
+        leaves.append(Leaf(name, fate, rate, array.size))
     for path in old:
         name = path.split("/", 1)[1]
         if path not in new and not any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise):

@@ -1,6 +1,7 @@
 """CGCNN in Flax: a padded graph in, one row of outputs per crystal out."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -135,8 +136,9 @@ class SourceNorm(nn.Module):
     """Pooled features of all sources on one scale, that of the training crystals, and logarithmic far out.
 
     A source that has never seen crystals like these may answer with features of any size, which would drown those of
-    all others: arcsinh leaves what is usual nearly as it is and, unlike a cut, lets gradients through. The statistics
-    are measured once (`fine_tuning.start`) and stay, unlike batch norm's.
+    all others. arcsinh is nearly the identity within a standard deviation and, unlike a cut, lets all gradients
+    through. The statistics are measured once (`fine_tuning.start`), by the running statistics of each source, and stay.
+    So a strategy that trains sources, whose batch norm then goes by the batch, starts from statistics of the target.
     """
 
     @nn.compact
@@ -150,7 +152,8 @@ class SourceNorm(nn.Module):
 class SourceMixture(nn.Module):
     """Several source networks side by side, their pooled features brought to one scale, mixed or joined, and one head.
 
-    The names `source_0/embedding`, `source_0/conv_0` …, `norm`, `gate` and `head` are the interface of transfer.
+    The names `source_0/embedding`, `source_0/conv_0` …, `gate` and `head` are the interface of transfer; `norm` has no
+    parameters.
 
     Attributes:
         config: Sizes of each source and of the head, number of sources, and how they are combined.
@@ -210,6 +213,11 @@ Network = CGCNN | SourceMixture
 def build_network(config: ModelConfig, outputs: int, places: int) -> Network:
     """The network that a configuration describes: `CGCNN`, or `SourceMixture` for several sources."""
     return (CGCNN if config.sources == 1 else SourceMixture)(config, outputs, places)
+
+
+def body_network(config: ModelConfig, places: int) -> CGCNN:
+    """The network up to its pooled features, or one source of a mixture: all of one body share a compilation."""
+    return CGCNN(replace(config, sources=1, top_k=0, head_width=1, head_layers=1, dropout=0.0), 1, places)
 
 
 def pool(atoms: Array, graph: jraph.GraphsTuple) -> Array:

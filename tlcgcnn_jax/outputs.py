@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax import Array
 
 from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
 from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
-from tlcgcnn_jax.model import CGCNN, Network, SourceMixture, Variables, pooled_graph
+from tlcgcnn_jax.model import CGCNN, Network, SourceMixture, SourceNorm, Variables, body_network, pooled_graph
 
 STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
 
@@ -106,9 +105,7 @@ def prefix_features(
         for a mixture the sources side by side.
     """
     depth = network.config.convolutions if convolutions is None else convolutions
-    # Without its head, which takes no part, all networks of one body share a compilation.
-    config = replace(network.config, sources=1, top_k=0, head_width=1, head_layers=1, dropout=0.0)
-    body = CGCNN(config, 1, dataset.graph.places)
+    body = body_network(network.config, dataset.graph.places)
     if isinstance(network, SourceMixture):
         names = [f"source_{index}" for index in range(network.config.sources)]
         each = [{kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names]
@@ -121,6 +118,24 @@ def prefix_features(
         places = rows if pooled else gather_rows(dataset.atom_offset[rows], dataset.n_atom[rows])
         out[places] = np.asarray(_prefix(body, depth, variables, graph))[: len(places)]
     return out
+
+
+def head_features(network: Network, variables: Variables, dataset: CrystalDataset) -> np.ndarray:
+    """Pooled features as the head sees them: those of a mixture on one scale.
+
+    Args:
+        network: The network.
+        variables: {"params", "batch_stats"}; those of the head are not needed.
+        dataset: Packed crystals; labels are not looked at.
+
+    Returns:
+        float32 [n, width], for a mixture with joined sources side by side, [n, sources * width].
+    """
+    features = prefix_features(network, variables, dataset)
+    if not isinstance(network, SourceMixture):
+        return features
+    scaled: Any = SourceNorm().apply({"batch_stats": variables["batch_stats"]["norm"]}, features)
+    return np.asarray(scaled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -73,6 +73,8 @@ class Strategy:
             raise InputError(f"{self.name}: phases before the last take {shares} of the epochs: together less than 1")
         if self.pull < 0 or self.adapter_rank < 0:
             raise InputError(f"{self.name}: pull {self.pull}, adapter_rank {self.adapter_rank}: not negative, please")
+        if self.refit_output and self.sources != 1:
+            raise InputError(f"{self.name}: refit_output is of the output of one source: a mixture has a new head")
 
     @property
     def trains(self) -> bool:
@@ -217,6 +219,7 @@ STRATEGIES = {
             ("gate/*", "head/*"),
             (("gate/*", 10.0), *ALL),
             before=(Phase(0.3, GATE_ONLY),),
+            batch_norm="target",
             sources=0,
             combine="gate",
         ),
@@ -226,6 +229,7 @@ STRATEGIES = {
             ("head/*",),
             ALL,
             before=(Phase(0.3, HEAD_ONLY),),
+            batch_norm="target",
             sources=0,
         ),
     )

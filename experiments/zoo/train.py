@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sources import HELD_OUT, Packed, Source, in_sample, pack, read_sources, split_by_formula, tenth
 
-from tlcgcnn_jax.bundle import Model
+from tlcgcnn_jax.bundle import PLACE, Model
 from tlcgcnn_jax.committee import known_formulas
 from tlcgcnn_jax.config import Target, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -202,7 +202,9 @@ def ship(result: Result, notes: dict[str, Any], folder: Path) -> None:
     """Save a model with a card that says where it comes from, and the pictures of its run below it."""
     assert isinstance(result.model, Model) and result.folder
     replace(result.model, notes=notes, metrics=result.metrics).save(folder)
-    with open(folder / CARD, "a", encoding="utf-8") as card:
+    text = (folder / CARD).read_text(encoding="utf-8")
+    with open(folder / CARD, "w", encoding="utf-8") as card:
+        card.write(text.replace(PLACE, notes["name"]))  # by which the package knows it
         for path in sorted(path for pattern in PICTURES for path in result.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
             card.write(f"\n![{path.stem.replace('_', ' ').replace('-', ', ')}]({path.name})\n")
