@@ -474,3 +474,27 @@ def test_nothing_is_resumed_in_a_folder_of_other_things(place, tmp_path, said):
     assert command("train", place / "ds", "--target", K, *TRAIN, "--resume", "--out", tmp_path) == 1
     assert "holds no run to resume" in said()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_interrupted_command_ends_at_once():
+    """Whatever threads are still at work."""
+    code = (
+        "import threading, time; from tlcgcnn_jax import cli; cli.main = lambda: print('told') or 130; "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "told\n", "")
+
+
+def test_version(capsys):
+    assert command("--version") == 0
+    assert re.fullmatch(r"tlcgcnn \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_list_of_skipped_crystals_does_not_outlive_them(place, tmp_path):
+    good = (place / "crystals.jsonl").read_text()
+    given, out = tmp_path / "some.jsonl", tmp_path / "out.csv"
+    for text, skipped in ((good + '{"id": "bad"}\n', True), (good, False)):
+        given.write_text(text)
+        assert command("predict", place / "run", given, "--out", out, "--on-error", "skip") == 0
+        assert (tmp_path / "out.skipped.csv").exists() == skipped

@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
@@ -55,6 +56,16 @@ def test_the_folder_is_a_model_that_predicts_the_same(run):
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics
     settings = json.loads((run.folder / "settings.json").read_text())
     assert settings["verb"] == "train" and settings["training"]["epochs"] == 1 and settings["versions"]["jax"]
+
+
+def test_a_model_may_be_named_by_its_folder(run):
+    np.testing.assert_array_equal(predict(run.folder, records()[:2]).ids, [record.id for record in records()[:2]])
+    with pytest.raises(InputError, match="the model is of type Result: give .* the `model` of a result"):
+        predict(run, records()[:2])
+
+
+def test_it_is_shown_in_a_few_lines(run):
+    assert len(repr(run)) < 8000 and len(repr(load_model("mp-elastic"))) < 8000
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run):
@@ -281,6 +292,28 @@ def test_auto_of_classes_is_the_best_source_fine_tuned():
     )
     assert "best first" in told[0] and result.model.notes["strategy"] == "full"
     np.testing.assert_array_equal(result.predictions.values, full.predictions.values)
+
+
+def test_a_run_goes_on_with_the_source_that_it_began_with(tmp_path):
+    """Known by its weights, since another model may have come to lie in its folder."""
+    again = lambda: transfer(
+        records(), tmp_path / "source", "frozen", K, config=ONE_EPOCH, seeds=1, out=tmp_path / "run", resume=True
+    )
+    source().save(tmp_path / "source")
+    first = again()
+    assert again().metrics == first.metrics
+    other = jax.tree.map(lambda leaf: leaf * np.float32(1.5), source().members)
+    replace(source(), members=other).save(tmp_path / "source")
+    with pytest.raises(InputError, match="cannot be resumed with other settings: source_sha256 was"):
+        again()
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    config, seeds = replace(ONE_EPOCH, epochs=np.int64(1), learning_rate=np.float32(0.01)), np.int64(1)
+    model = replace(MODEL, width=np.int64(8))
+    fit(records(), K, model=model, config=config, seeds=seeds, out=tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["training"]["epochs"] == settings["seeds"] == 1 and load_model(tmp_path / "run").model == model
 
 
 def test_the_best_of_the_sources_that_there_are(tmp_path):

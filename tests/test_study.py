@@ -92,6 +92,15 @@ def numbers(results: StudyResults) -> dict:
     return {row.run: (row.test_mae, row.val_mae, row.learning_rate, row.epochs, row.updates) for row in results.rows}
 
 
+def test_crystals_that_are_left_out_are_told_of(tmp_path, caplog):
+    lines = (tiny.write_lines(tmp_path / "all.jsonl", tiny.records(20))).read_text().splitlines(True)
+    (tmp_path / "k.jsonl").write_text("".join(lines[:19]) + lines[19].replace('"lattice"', '"lattices"'))
+    few = {"sizes": (6,), "test": 5, "val": 0.5, "seeds": 1, "strategies": (), "without_scratch": True}
+    study = dataclasses.replace(STUDY, sources=(), pool="", **few)
+    run_study(study, tmp_path / "out", data=tmp_path, workers=1)
+    assert "K: 1 crystals without a label or that cannot be used are left out; the first of 1 that" in caplog.text
+
+
 def test_every_run_once(finished):
     with open(finished.folder / "results.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))

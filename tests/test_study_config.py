@@ -135,6 +135,17 @@ def test_no_file(tmp_path):
         read_study(tmp_path / "nowhere.toml")
 
 
+def test_data_of_the_same_name_beside_are_not_meant(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "k.csv").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    study = StudyConfig((StudyTarget("k.csv", "k"),))
+    assert below(study, tmp_path / "there").targets[0].data == str(tmp_path / "there" / "k.csv")
+    with pytest.raises(InputError, match="nowhere: no such folder of data"):
+        below(study, tmp_path / "nowhere")
+
+
 def test_relative_paths_are_found_below_a_folder(tmp_path):
     (tmp_path / "a.json").touch()
     study = StudyConfig((StudyTarget("a.json", "k", splits="a.json"), StudyTarget("b.json", "g")))

@@ -4,6 +4,7 @@ Names are loaded when they are first used: `import tlcgcnn_jax` is quick, and th
 """
 
 import importlib
+from importlib.metadata import version
 from typing import Any
 
 _HOME = {
@@ -46,6 +47,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module 'tlcgcnn_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"tlcgcnn_jax.{_HOME[name]}"), name)

@@ -54,12 +54,12 @@ class Model:
     model: ModelConfig
     targets: tuple[Target, ...]
     normaliser: Normaliser
-    members: tuple[Variables, ...]
+    members: tuple[Variables, ...] = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    formulas: tuple[str, ...] = ()
+    formulas: tuple[str, ...] = field(default=(), repr=False)
     calibration: tuple[ErrorBar | None, ...] = ()
-    novelty: Novelty | None = None
+    novelty: Novelty | None = field(default=None, repr=False)
 
     @property
     def graphs(self) -> tuple[GraphConfig, ...]:

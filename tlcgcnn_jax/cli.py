@@ -3,11 +3,14 @@
 import argparse
 import csv
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tlcgcnn_jax
 from tlcgcnn_jax.array_folder import SKIPPED
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
@@ -57,6 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run() -> None:
+    """The command: `main`, and the end of the process."""
+    status = main()
+    if status == INTERRUPTED:  # at once: threads that compile or write would work on an interpreter that is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     parser = argparse.ArgumentParser(
@@ -64,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Transfer learning for crystal properties with CGCNN.",
         epilog="Start with: tlcgcnn demo",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {tlcgcnn_jax.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on textbook crystals, offline")
@@ -325,6 +339,8 @@ def _verb(verbs: Any, name: str, run: Any, summary: str) -> argparse.ArgumentPar
 def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     """List the crystals that were left out, in a file (if there is one) and in a line."""
     if not skipped:
+        if path is not None:
+            path.unlink(missing_ok=True)  # of a run before this one
         return
     if path is not None:
         with open(path, "w", newline="", encoding="utf-8") as handle:
@@ -348,7 +364,7 @@ def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:
     _tell_choice(result.model)
     _tell_error_bars(result.model)
     files = "model, metrics.json, test_results.csv, pictures"
-    print(f"{result.folder}: {files}; next: tlcgcnn report {result.folder}")
+    print(f"{result.folder}: {files}; next: tlcgcnn report {shlex.quote(str(result.folder))}")
 
 
 def _told(value: float) -> str:
@@ -369,8 +385,9 @@ def _tell_error_bars(model: Any) -> None:
     """How wide the intervals are, or why there are none."""
     for bar, target in zip(model.calibration, model.targets, strict=False):
         if bar is not None:
-            print(f"{target.name}: {bar}{'' if target.transform == 'identity' else f', of {target.transform}'}")
+            learnt = target.transform != "identity" and bar.quantile is not None
+            print(f"{target.name}: {bar}{f', of {target.transform}' if learnt else ''}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -205,7 +205,9 @@ def to_dict(config: Any) -> dict[str, Any]:
         >>> to_dict(GraphConfig(neighbours=8))["neighbours"]
         8
     """
-    return dataclasses.asdict(config)
+    # A NumPy number counts as the number that it is.
+    plain = lambda pairs: {name: value.item() if hasattr(value, "item") else value for name, value in pairs}
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def from_dict(kind: type[T], values: dict[str, Any], where: str = "settings") -> T:

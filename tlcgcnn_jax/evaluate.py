@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,19 @@ from tlcgcnn_jax import losses
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.committee import AnyModel, Committee
 from tlcgcnn_jax.error_bars import fit_error_bars, intervals
+from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import FeatureModel, some_rows
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import head_features, network_outputs
 from tlcgcnn_jax.predictions import Predictions, mixture
+from tlcgcnn_jax.zoo import load_model
 
 logger = logging.getLogger(__name__)
 
 
 def predict(
-    model: AnyModel,
+    model: AnyModel | str | Path,
     inputs: Any,
     *,
     id_column: str | None = None,
@@ -33,7 +36,7 @@ def predict(
     Crystals that are unlike those that the model was trained on are named in a warning in the log.
 
     Args:
-        model: From `load_model`, `fit` or `transfer`.
+        model: From `load_model`, the `model` of what `fit` or `transfer` gave, or the name or folder of one.
         inputs: Whatever `read_structures` takes (a path, pymatgen Structures, a DataFrame, …), or a prepared dataset.
         id_column: Column that holds the ids, see `read_structures`.
         on_error: "raise", or "skip" to list bad crystals in `skipped` and go on.
@@ -41,8 +44,22 @@ def predict(
         progress: Show a bar while crystals are read.
 
     Raises:
-        InputError: A crystal that cannot be read, or a dataset with other graph settings than the model's.
+        InputError: No such model, a crystal that cannot be read, or a dataset with other graph settings than the
+            model's.
+
+    Example:
+        >>> import tlcgcnn_jax
+        >>> found = predict("mp-elastic", tlcgcnn_jax.textbook_records()[:2])
+        >>> found.ids, found.values.shape
+        (['diamond-C', 'diamond-Si'], (2, 2))
     """
+    if isinstance(model, str | Path):
+        model = load_model(model)
+    elif not isinstance(model, Model | FeatureModel | Committee):
+        raise InputError(
+            f"the model is of type {type(model).__name__}: give one from load_model, its name or folder, or the "
+            "`model` of a result"
+        )
     crystals = inputs if isinstance(inputs, GraphSets) else pack_graphs(
         inputs, model.graphs, id_column=id_column, on_error=on_error, progress=progress
     )  # fmt: skip

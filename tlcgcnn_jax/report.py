@@ -40,7 +40,9 @@ def run_report(folder: str | Path, out: str | Path | None = None) -> Path:
     else:
         with tempfile.TemporaryDirectory() as drawn:
             text = _demo_page(folder, Path(drawn)) if (folder / DEMO).is_file() else run_page(folder, Path(drawn))
-    return write_whole(folder / "report.html" if out is None else out, text.encode())
+    page = folder / "report.html" if out is None else Path(out)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(page, text.encode())
 
 
 def _demo_page(folder: Path, drawn: Path) -> str:

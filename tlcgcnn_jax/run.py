@@ -19,6 +19,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.machine import versions
+from tlcgcnn_jax.many import digest
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.plans import Lesson, Made, Plan, Workplace
@@ -57,9 +58,9 @@ class Result:
 
     model: AnyModel
     metrics: dict[str, Any]
-    predictions: Predictions
-    split: Split
-    history: list[dict[str, float]]
+    predictions: Predictions = field(repr=False)
+    split: Split = field(repr=False)
+    history: list[dict[str, float]] = field(repr=False)
     account: Account | None = None
     overlap: dict[str, dict[str, float] | None] = field(default_factory=dict)
     folder: Path | None = None
@@ -216,7 +217,9 @@ def _carry_out(
     started: Callable[[Path], None] | None = None,
 ) -> Result:
     """Train as planned, evaluate, and write everything."""
-    settings = _settings(lesson, about)
+    # By its weights: a folder may hold another model under the same name by the time that the run goes on.
+    weights = {name: digest(model.members)[:16] for name, model in plan.sources.items()}
+    settings = {**_settings(lesson, about), **({"source_sha256": weights} if weights else {})}
     folder = start_run(out, settings, lesson.crystals.datasets[0].ids, lesson.split, resume)
     if folder and started:
         started(folder)
@@ -265,7 +268,7 @@ def _settings(lesson: Lesson, about: dict[str, Any]) -> dict[str, Any]:
         "targets": [to_dict(target) for target in lesson.targets],
         **({"graph": to_dict(datasets[0].graph)} if len(datasets) == 1 else {}),
         "training": to_dict(lesson.config),
-        "seeds": lesson.seeds,
+        "seeds": int(lesson.seeds),
         "crystals": len(lesson.crystals),
         "dataset_fingerprint": datasets[0].fingerprint,
         "versions": versions(),

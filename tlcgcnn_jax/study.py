@@ -186,8 +186,9 @@ def _pack(
     ]
     used = {first.ids[row] for row in rows}
     others = [id_ for id_ in (*first.ids, *(one.id for one in first.skipped)) if id_ not in used]
-    if progress and others:
-        print(f"{name}: {len(others)} crystals without a label or that cannot be used are left out", file=sys.stderr)
+    if others:
+        bad = f"; the first of {len(first.skipped)} that cannot: {first.skipped[0].reason}" if first.skipped else ""
+        logger.warning("%s: %d crystals without a label or that cannot be used are left out%s", name, len(others), bad)
     if not rows:
         raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
     some = labelled(first.select(rows), target)

@@ -275,19 +275,29 @@ def read_study(path: str | Path) -> StudyConfig:
 
 
 def below(study: StudyConfig, folder: Path) -> StudyConfig:
-    """The same study with those of its relative paths that exist below `folder` as they are found from here.
+    """The same study with its relative paths as they are found from here, below `folder`.
 
-    Other names stay as they are: shipped models. A study keeps the paths of its file, so that it says the same on
-    every machine.
+    Names of what is shipped stay as they are. A study keeps the paths of its file, so that it says the same on every
+    machine.
+
+    Raises:
+        InputError: There is no such folder.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of data (--data)")
 
     def rooted(name: str) -> str:
         if name == SHIPPED:
             return name
         return str(folder / name) if name and not Path(name).is_absolute() and (folder / name).exists() else name
 
+    def below_alone(name: str) -> str:
+        """Data of the same name that happen to lie in the working directory are not meant."""
+        return str(folder / name) if name and Path(name).exists() else rooted(name)
+
     targets = tuple(
-        replace(t, data=rooted(t.data), labels=rooted(t.labels), splits=rooted(t.splits)) for t in study.targets
+        replace(t, data=below_alone(t.data), labels=below_alone(t.labels), splits=below_alone(t.splits))
+        for t in study.targets
     )
     sources = tuple(replace(s, model=rooted(s.model), data=rooted(s.data)) for s in study.sources)
     return replace(study, targets=targets, sources=sources, pool=rooted(study.pool))
