@@ -13,15 +13,16 @@ import reference
 import toy
 from test_frozen_bitwise import optimizer_paths
 
-from tlcgcnn_jax import fine_tuning, many
+from tlcgcnn_jax import fine_tuning, many, norms
 from tlcgcnn_jax.bundle import Model, flatten, load_bundle, unflatten
 from tlcgcnn_jax.config import GraphConfig, Target
 from tlcgcnn_jax.embeddings import embed, head_activations
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.fine_tuning import Job, feature_statistics, fine_tune, network_of, start
+from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of, start
 from tlcgcnn_jax.graphs import build_graph
 from tlcgcnn_jax.losses import normalise, score
 from tlcgcnn_jax.model import CGCNN, SourceMixture, SourceNorm, build_network
+from tlcgcnn_jax.norms import feature_statistics
 from tlcgcnn_jax.optim import ALL
 from tlcgcnn_jax.outputs import head_features, network_outputs, padded_batches, prefix_features
 from tlcgcnn_jax.strategies import HEAD_ONLY, Phase, Strategy, find_strategy, strategy_names
@@ -504,7 +505,7 @@ def test_the_norm_is_measured_by_the_statistics_that_hold():
     """Those of the target where the strategy takes them, and by a part of many crystals."""
     for policy, most in (("source", 500), ("target", 500), ("source", 4)):
         way = strategy("multi_source", batch_norm=policy)
-        with mock.patch.object(fine_tuning, "NORM_CRYSTALS", most):
+        with mock.patch.object(norms, "NORM_CRYSTALS", most):
             begin = start(toy.dataset(), (toy.ENERGY,), way, mixed(), JOBS[0], toy.SIZES).variables
         rows = JOBS[0].train if most == 500 else np.random.default_rng(0).permutation(JOBS[0].train)[:most]
         mixture = build_network(network_of(way, mixed(), toy.SIZES), 1, 4)

@@ -13,7 +13,7 @@ import tlcgcnn_jax
 ORDER = (
     "errors", "processes", "config", "elements", "crystal", "cif", "poscar", "readers", "structures", "textbook",
     "search_order", "graphs", "files", "array_folder", "dataset", "descriptors", "splits", "machine", "batching",
-    "layers", "model", "losses", "optim", "adapters", "outputs", "checkpoint", "train", "many", "calibration",
+    "layers", "model", "losses", "optim", "adapters", "outputs", "norms", "checkpoint", "train", "many", "calibration",
     "novelty", "blending", "error_bars", "model_folder", "bundle", "cgcnn_import", "strategies", "merging",
     "graph_sets", "embeddings", "fine_tuning", "regressors", "feature_model", "committee", "zoo", "predictions",
     "evaluate", "selection", "results", "statistics", "analysis", "baselines", "ranking", "source_choice", "figure",

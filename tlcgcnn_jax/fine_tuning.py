@@ -14,27 +14,22 @@ import numpy as np
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import ADAPTER, add_adapters, fold_adapters
-from tlcgcnn_jax.batching import pad_budget, stack_batches
 from tlcgcnn_jax.bundle import Model, check_graph
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.layers import TORCH_MOMENTUM
 from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.many import Run, digest, train_many
 from tlcgcnn_jax.merging import Account, merge
-from tlcgcnn_jax.model import Network, SourceMixture, Variables, body_network, build_network, init_head, init_variables
+from tlcgcnn_jax.model import SourceMixture, Variables, build_network, init_head, init_variables
+from tlcgcnn_jax.norms import estimate_norm, estimate_statistics
 from tlcgcnn_jax.optim import Rates, frozen_modules, parameter_paths
 from tlcgcnn_jax.outputs import network_outputs, prefix_features
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.train import Program, Trained, example_graph
 
 OUTPUTS_ALIKE = 1e-4  # smallest singular value, of the largest, that a fit to several outputs of a source uses
-FEATURES_ALIKE = 1e-3  # standard deviation, of the largest value, below which a feature says nothing
-DEAD_FEATURE = 1e-5  # standard deviation below which a feature is what float32 makes of zero
-STATISTICS_CRYSTALS = 2000  # as many training crystals at most tell the statistics of batch norm
-NORM_CRYSTALS = 500  # and so many the scale of a mixture's sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +153,9 @@ def start(
     if strategy.batch_norm == "target":
         folded = {**variables, "params": fold_adapters(variables["params"])}
         variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
-    if config.sources > 1:
-        features = prefix_features(network, variables, dataset.select(_some(job.train, NORM_CRYSTALS)))
-        stats = {**variables["batch_stats"], "norm": feature_statistics(features)}
-        variables = {**variables, "batch_stats": stats}
+    if isinstance(network, SourceMixture):
+        norm = estimate_norm(network, variables, dataset, job.train)
+        variables = {**variables, "batch_stats": {**variables["batch_stats"], "norm": norm}}
     return Start(variables, normaliser, account if sources else None)
 
 
@@ -266,67 +260,6 @@ def cached_modules(config: ModelConfig, depth: int | None) -> tuple[str, ...]:
     if config.sources > 1:
         return tuple(f"source_{i}" for i in range(config.sources))
     return ("embedding", *(f"conv_{layer}" for layer in range(depth)))
-
-
-def estimate_statistics(
-    network: Network, variables: Variables, dataset: CrystalDataset, rows: np.ndarray
-) -> dict[str, Any]:
-    """Batch-norm statistics of some crystals taken as one batch, layer upon layer.
-
-    Args:
-        network: The network.
-        variables: {"params", "batch_stats"}; of the latter only the structure counts.
-        dataset: Packed crystals.
-        rows: Training rows, of which 2,000 at most are taken.
-
-    Returns:
-        A tree like variables["batch_stats"]: mean and unbiased variance of each batch norm's input.
-    """
-    if isinstance(network, SourceMixture):  # one compiled source instead of all of them in one program
-        body = body_network(network.config, dataset.graph.places)
-        parts = _by_source(variables, network.config.sources)
-        return {name: estimate_statistics(body, part, dataset, rows) for name, part in parts.items()}
-    some = dataset.select(_some(rows, STATISTICS_CRYSTALS))
-    budget = pad_budget(some.n_atom, some.n_row, len(some), some.graph.places)
-    plan = [np.arange(len(some))]
-    graph = jax.tree.map(
-        lambda leaf: leaf[0], stack_batches(some, np.zeros((len(some), 0), np.float32), plan, budget).graph
-    )
-    nothing = jax.tree.map(np.zeros_like, variables["batch_stats"])
-    found: Any = _statistics(network, {**variables, "batch_stats": nothing}, graph)
-    # From zero, one update of the running statistics is their momentum times those of the batch.
-    return jax.tree.map(lambda leaf: np.asarray(leaf / np.float32(TORCH_MOMENTUM)), found)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _statistics(network: Network, variables: Variables, graph: Any) -> Any:
-    return network.apply(variables, graph, True, method="features", mutable=["batch_stats"])[1]["batch_stats"]
-
-
-def feature_statistics(features: np.ndarray) -> dict[str, np.ndarray]:
-    """What a mixture needs to bring the pooled features of its sources to one scale, see `SourceNorm`.
-
-    Args:
-        features: [n, d] of training crystals.
-
-    Returns:
-        float32 [d] each: their "mean", and "inverse_std", which is 0 where a feature is all but the same for all.
-
-    Raises:
-        InputError: A feature is not a number.
-
-    Example:
-        >>> found = feature_statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
-        >>> found["mean"], found["inverse_std"]
-        (array([2., 5.], dtype=float32), array([1., 0.], dtype=float32))
-    """
-    features = features.astype(np.float64)
-    if not np.isfinite(features).all():
-        raise InputError("features of a source are not finite: look at its weights, or leave it out")
-    deviation = features.std(0)
-    same = deviation <= np.maximum(FEATURES_ALIKE * np.abs(features).max(0), DEAD_FEATURE)
-    inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=~same)
-    return {"mean": features.mean(0).astype(np.float32), "inverse_std": inverse.astype(np.float32)}
 
 
 def refit_output(
@@ -436,17 +369,6 @@ def _tell(
 def _folded(variables: Variables) -> Variables:
     """The plain network that acts as the adapted one."""
     return {**variables, "params": jax.device_get(fold_adapters(variables["params"]))}
-
-
-def _some(rows: np.ndarray, most: int) -> np.ndarray:
-    """All rows, or as many as that by chance: files may be sorted by chemistry."""
-    return rows if len(rows) <= most else np.random.default_rng(0).permutation(rows)[:most]
-
-
-def _by_source(variables: Variables, sources: int) -> dict[str, Variables]:
-    """The variables of each source of a mixture."""
-    names = [f"source_{index}" for index in range(sources)]
-    return {name: {kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names}
 
 
 def _means_sources(pattern: str, members: Sequence[Variables]) -> bool:

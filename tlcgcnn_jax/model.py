@@ -220,6 +220,12 @@ def body_network(config: ModelConfig, places: int) -> CGCNN:
     return CGCNN(replace(config, sources=1, top_k=0, head_width=1, head_layers=1, dropout=0.0), 1, places)
 
 
+def by_source(variables: Variables, sources: int) -> dict[str, Variables]:
+    """The variables of each source of a mixture."""
+    names = [f"source_{index}" for index in range(sources)]
+    return {name: {kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names}
+
+
 def pool(atoms: Array, graph: jraph.GraphsTuple) -> Array:
     """Mean of the atoms of each graph, [n_node, width] to [n_graph, width]."""
     graph_of_atom = jnp.repeat(jnp.arange(graph.n_node.shape[0]), graph.n_node, total_repeat_length=atoms.shape[0])

@@ -11,7 +11,16 @@ from jax import Array
 
 from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
 from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
-from tlcgcnn_jax.model import CGCNN, Network, SourceMixture, SourceNorm, Variables, body_network, pooled_graph
+from tlcgcnn_jax.model import (
+    CGCNN,
+    Network,
+    SourceMixture,
+    SourceNorm,
+    Variables,
+    body_network,
+    by_source,
+    pooled_graph,
+)
 
 STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
 
@@ -107,8 +116,7 @@ def prefix_features(
     depth = network.config.convolutions if convolutions is None else convolutions
     body = body_network(network.config, dataset.graph.places)
     if isinstance(network, SourceMixture):
-        names = [f"source_{index}" for index in range(network.config.sources)]
-        each = [{kind: tree.get(name, {}) for kind, tree in variables.items()} for name in names]
+        each = by_source(variables, network.config.sources).values()
         return np.concatenate([prefix_features(body, one, dataset, depth) for one in each], axis=1)
     pooled = depth == network.config.convolutions
     out = np.zeros((len(dataset) if pooled else int(dataset.n_atom.sum()), network.config.width), np.float32)
