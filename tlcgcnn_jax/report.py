@@ -41,7 +41,10 @@ def run_report(folder: str | Path, out: str | Path | None = None) -> Path:
         with tempfile.TemporaryDirectory() as drawn:
             text = _demo_page(folder, Path(drawn)) if (folder / DEMO).is_file() else run_page(folder, Path(drawn))
     page = folder / "report.html" if out is None else Path(out)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{page}: cannot be written: {error.strerror or error}") from error
     return write_whole(page, text.encode())
 
 
