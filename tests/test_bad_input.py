@@ -131,6 +131,7 @@ def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, c
         assert sorted(rows) == sorted(bad), where
         for name, (_, reason) in zip(bad, CRYSTALS.values(), strict=True):
             assert re.search(reason, rows[name]["reason"]), (where, name)
+            assert "--on-error" not in rows[name]["reason"]  # which is in force
             assert rows[name]["where"].endswith(f"{name}.cif")
     good = [f"good_{i}" for i in range(8)]
     assert [row["id"] for row in table(tmp_path / "p.csv")] == good
@@ -159,6 +160,14 @@ def with_label(value):
 
 
 ROWS = {
+    "no id at all": (
+        lambda rows: [{"name": row.pop("code"), **row} for row in rows],
+        r"c\.jsonl:1: there is no id in column 'code' \(--id-column\); the columns are name",
+    ),
+    "classes in words": (
+        lambda rows: [{**row, K: "Metal"} for row in rows],
+        rf"{K} is 'Metal', not a number; classes are written 0, 1, … and learnt with --task classification [^;]*$",
+    ),
     "missing id": (lambda rows: without("code", rows), r"c\.jsonl:2: there is no id in column 'code'"),
     "duplicated id": (lambda rows: [*rows, rows[0]], r"c\.jsonl:4: the id 'a' was already taken by .*:1; .*rename"),
     "target missing": (lambda rows: without(K, rows), rf"c\.jsonl:2 \(id 'b'\): {K} missing .*--on-error skip"),

@@ -69,6 +69,14 @@ def test_prepare_makes_a_dataset(place):
     np.testing.assert_allclose(dataset.targets[0], list(records(1, (K, GAP))[0].targets.values()), rtol=1e-6)
 
 
+def test_prepare_without_a_target_makes_a_dataset_to_predict(place, tmp_path, said):
+    assert command("prepare", place / "crystals.jsonl", "--out", tmp_path / "ds") == 0
+    assert command("predict", place / "run", tmp_path / "ds", "--out", tmp_path / "p.csv") == 0
+    assert len(table(tmp_path / "p.csv")) == 20
+    assert command("train", tmp_path / "ds", "--out", tmp_path / "run") == 1
+    assert f"{tmp_path / 'ds'}: was packed without labels: prepare it again" in said()
+
+
 def test_train_reports_errors_in_the_unit_of_the_target(place):
     metrics = json.loads((place / "run" / "metrics.json").read_text())
     assert {"mae", "rmse", "r2"} <= metrics["test"].keys() and {"mae", "rmse", "r2"} <= metrics["val"].keys()
@@ -281,8 +289,10 @@ SIZES = {
     "all for training": (100, ("--train-ratio", 1), (100, 0, 0)),
     "a large test ratio": (90, ("--test-ratio", 0.5), (40, 5, 45)),
     "a large test size": (100, ("--test-size", 91), (8, 1, 91)),
-    "a test size with default shares": (100, ("--test-size", 5), (80, 10, 5)),
-    "no validation": (10, ("--val-ratio", 0), (8, 0, 1)),
+    "a test size with default shares": (100, ("--test-size", 5), (85, 10, 5)),
+    "no validation": (10, ("--val-ratio", 0), (9, 0, 1)),
+    "neither validation nor test": (101, ("--val-size", 0, "--test-size", 0), (101, 0, 0)),
+    "a training share of those": (100, ("--train-ratio", 0.5, "--val-size", 0, "--test-size", 0), (50, 0, 0)),
     "few crystals": (10, ("--train-size", 4), (4, 1, 1)),
 }
 
@@ -304,10 +314,18 @@ USAGE = {
     "no output": (("train", "DS"), "--out"),
     "not a number": (("train", "DS", "--out", "OUT", "--epochs", "many"), "--epochs"),
     "no epochs": (("train", "DS", "--out", "OUT", "--epochs", 0), "epochs is 0"),
-    "no seeds": (("train", "DS", "--out", "OUT", "--seeds", 0), "--seeds is 0"),
+    "no seeds": (("train", "DS", "--out", "OUT", "--seeds", 0), "--seeds: it is 0: at least 1"),
+    "no workers": (("study", "study.toml", "--out", "OUT", "--workers", 0), "--workers: it is 0: at least 1"),
+    "unknown ties": (("prepare", "JSONL", "--target", K, "--out", "OUT", "--ties", "half"), "ties is 'half': use"),
+    "unknown optimiser": (("train", "DS", "--out", "OUT", "--optimizer", "lion"), "optimizer is 'lion': use 'adamw'"),
+    "a milestone past the end": (("train", "--milestones", "0.5,9", "DS", "--out", "OUT"), "milestones are (0.5, 9.0)"),
+    "a target twice": (("train", "DS", "--target", K, "--target", K, "--out", "OUT"), f"--target {K} is given 2 times"),
+    "a target to pack twice": (
+        ("prepare", "JSONL", "--target", K, "--target", K, "--out", "OUT"),
+        f"--target {K} is given 2 times",
+    ),
     "no width": (("train", "DS", "--out", "OUT", "--width", 0), "width is 0"),
     "negative cutoff": (("prepare", "JSONL", "--target", K, "--out", "OUT", "--cutoff", -1), "cutoff is -1"),
-    "prepare without target": (("prepare", "JSONL", "--out", "OUT"), "--target"),
     "raw input without target": (("train", "JSONL", "--out", "OUT"), "--target"),
     "ratio and size": (("train", "DS", "--out", "OUT", "--val-ratio", 0.1, "--val-size", 2), "one of them"),
     "ratio above one": (("train", "DS", "--out", "OUT", "--val-ratio", 1.5), "--val-ratio is 1.5"),
@@ -333,7 +351,7 @@ USAGE = {
         ("transfer", "DS", "--source", "RUN", "--strategy", "freeze:conv_x", "--out", "OUT"),
         "no strategy",
     ),
-    "no sources taken": (("transfer", "DS", "--source", "RUN", "--top", 0, "--out", "OUT"), "--top is 0"),
+    "no sources taken": (("transfer", "DS", "--source", "RUN", "--top", 0, "--out", "OUT"), "--top: it is 0"),
     "auto beside a name": (
         ("transfer", "DS", "--source", "auto", "--source", "RUN", "--out", "OUT"),
         "leave the other --source out",
@@ -353,6 +371,8 @@ def test_bad_usage_ends_with_two(place, tmp_path, said, arguments, message):
     assert command(*(names.get(argument, argument) for argument in arguments)) == 2
     error = said()
     assert message in error and "Traceback" not in error
+    verb = "" if arguments in ((), ("fly",)) else f" {arguments[0]}"
+    assert error.startswith(f"usage: tlcgcnn{verb} [-h]")
     assert not (tmp_path / "out").exists()
 
 
@@ -446,6 +466,15 @@ def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said,
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
 
 
+def test_an_interrupted_study_goes_on_by_the_same_command(tmp_path, said, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tlcgcnn_jax.study.run_study", interrupted)
+    assert command("study", tmp_path / "study.toml", "--out", tmp_path / "out") == 130
+    assert said() == "\ntlcgcnn: interrupted; the same command goes on\n"
+
+
 def test_a_finished_run_is_not_trained_again(place, said, monkeypatch):
     before = (place / "run" / "weights.npz").read_bytes()
     monkeypatch.setattr(training, "train_scan", lambda *_: pytest.fail("trained again"))
@@ -484,6 +513,18 @@ def test_an_interrupted_command_ends_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (130, "told\n", "")
+
+
+@pytest.mark.parametrize("verb", ["train", "transfer"])
+def test_every_setting_is_explained(verb, capsys):
+    """By the docstring of the settings."""
+    assert command(verb, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--epochs EPOCHS Passes over the training crystals (default: 100)" in text
+    assert '--milestones X,X Shares of all updates after which "step" multiplies' in text
+    actions = cli.make_parser().parse_args([verb, "d", "--out", "r"]).parser._actions
+    assert [one.dest for one in actions if (one.help or "(").startswith("(")] == []  # each with more than its default
+    assert ("--cutoff CUTOFF Largest neighbour distance, in Å (default: 8.0)" in text) == (verb == "train")
 
 
 def test_version(capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, from_dict, to_dict
@@ -53,6 +54,20 @@ def test_wrong_keys_and_types(kind, values, told):
     with pytest.raises(InputError, match=told) as error:
         from_dict(kind, values, "run/settings.json")
     assert str(error.value).startswith("run/settings.json")
+
+
+@pytest.mark.parametrize(("kind", "values", "told"), list(REFUSED.values())[2:], ids=list(REFUSED)[2:])
+def test_wrong_types_without_a_file(kind, values, told):
+    with pytest.raises(InputError, match=rf"^{kind.__name__}: {next(iter(values))} is .*: {told}"):
+        kind(**values)
+
+
+def test_lists_and_numpy_numbers_are_what_they_stand_for():
+    given = TrainConfig(epochs=np.int64(3), learning_rate=1, milestones=[0.5, np.float64(0.9)], clip=None)
+    expected = TrainConfig(epochs=3, learning_rate=1.0, milestones=(0.5, 0.9))
+    assert given == expected and hash(given) == hash(expected)
+    assert TrainConfig(milestones=np.array([0.5, 0.9])).milestones == (0.5, 0.9)
+    assert json.dumps(to_dict(given)) == json.dumps(to_dict(expected))
 
 
 BAD = {

@@ -110,6 +110,15 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "three").targets.shape == no_targets.targets.shape == (9, 0)
 
 
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dataset = build_dataset(records(3), targets=["gap"], out="~/packed")
+    dataset.save("~/saved")
+    for name in ("packed", "saved"):
+        assert (tmp_path / name).is_dir()
+        assert_same(load_dataset(f"~/{name}"), dataset)
+
+
 def test_bad_crystals() -> None:
     with pytest.raises(InputError, match="bad.*apart"):
         build_dataset([*records(), BAD], targets=["gap"])

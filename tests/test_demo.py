@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import command
 
 from tlcgcnn_jax import InputError, load_model, predict, textbook_records
 from tlcgcnn_jax.demo import CONFIG, LEARNING_RATES, TASKS, demo
@@ -50,6 +51,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="exists and holds other things"):
         demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_repeats_are_bad_usage(tmp_path, capsys):
+    assert command("demo", "--repeats", 0, "--out", tmp_path / "out") == 2
+    assert "argument --repeats: it is 0: at least 1 was expected" in capsys.readouterr().err
 
 
 def test_no_repeats_are_refused_before_anything_is_written(tmp_path):

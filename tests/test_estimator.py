@@ -192,6 +192,8 @@ MISTAKES = {
     "a path": ({}, "folder", MODULI, "X is a str: a list of crystals"),
     "all for validation": ({"val_fraction": 1.0}, CRYSTALS, MODULI, "val_fraction is 1.0"),
     "no epochs": ({"epochs": 0}, CRYSTALS, MODULI, "epochs is 0"),
+    "epochs in words": ({"epochs": "ten"}, CRYSTALS, MODULI, "epochs is 'ten': int was expected"),
+    "graphs as a dictionary": ({"graph": {"cutoff": 6}}, CRYSTALS, MODULI, "graph is .*: a GraphConfig was expected"),
     "unknown transform": ({"transform": "cube"}, CRYSTALS, MODULI, "transform 'cube'"),
     "unknown strategy": ({"source": "SOURCE", "strategy": "half"}, CRYSTALS, MODULI, "no strategy 'half'"),
     "a strategy without a source": (

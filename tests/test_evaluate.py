@@ -107,13 +107,14 @@ def test_what_intervals_hold(predictions):
 
 
 def test_table(predictions, tmp_path):
-    predictions.write(tmp_path / "out.csv", np.array([[1.5, 1.0], [NAN, 0.0]]))
+    predictions.write(tmp_path / "out.csv", np.array([[0.3, 1.0], [NAN, 0.0]], np.float32))
     with open(tmp_path / "out.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert list(rows[0]) == [
         "id", "target:gap", "target:metal", "prediction:gap", "std:gap", "prediction:metal", "p_0:metal", "p_1:metal",
     ]  # fmt: skip
-    assert rows[0]["target:gap"] == "1.5" and rows[1]["target:gap"] == ""
+    assert rows[0]["target:gap"] == "0.3" and rows[1]["target:gap"] == ""
+    assert rows[0]["target:metal"] == "1"
     assert float(rows[0]["std:gap"]) == pytest.approx(np.sqrt(2))
     assert rows[1]["p_0:metal"] == "0.75"
 

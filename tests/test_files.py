@@ -1,11 +1,35 @@
-"""Tables are written whole, with the columns and digits that were asked for."""
+"""Paths are those that users mean; tables are written whole, with the columns and digits that were asked for."""
+
+from pathlib import Path
 
 import pytest
 
+from tlcgcnn_jax.cli import make_parser
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import write_table
+from tlcgcnn_jax.files import user_path, write_table
 
 ROWS = [{"target": "gap, direct", "mae": 1 / 3, "n": 100000}, {"target": "K", "mae": 2.0, "n": 7}]
+
+
+@pytest.mark.parametrize(
+    "given, meant", [("~/a", "HOME/a"), ("a/~b", "a/~b"), ("~nobody-of-that-name", "~nobody-of-that-name")]
+)
+def test_a_path_is_the_one_that_is_meant(tmp_path, monkeypatch, given, meant):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path(given) == user_path(Path(given)) == Path(meant.replace("HOME", str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["id,k\na,1\n", '{"lattice": ' + "[" * 300])
+def test_text_is_no_path(text):
+    with pytest.raises(InputError, match="found text that begins with .*write the text to a file"):
+        user_path(text)
+
+
+def test_options_are_paths_that_are_meant(tmp_path, monkeypatch):
+    """--out=~/run reaches the command as it is: shells put the home folder in at the beginning of a word alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = make_parser().parse_args(["train", "a", "--out=~/run", "--labels=~/sheet.csv", "--split=~/split.json"])
+    assert [given.out, given.labels, given.split] == [tmp_path / name for name in ("run", "sheet.csv", "split.json")]
 
 
 def test_every_digit_unless_told_otherwise(tmp_path):

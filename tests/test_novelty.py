@@ -67,8 +67,22 @@ def test_saved_and_read():
 
 def test_few_training_crystals():
     assert fit_novelty(np.array([[0.0], [1.0]])).score(np.array([[0.5], [5.0]])).round(2).tolist() == [0.5, 4.5]
-    same = fit_novelty(np.ones((4, 2)))
-    assert same.score(np.array([[1.0, 1.0]])) == 0.0
+
+
+ALIKE = {
+    "each crystal six times": np.repeat(RNG.normal(size=(4, 6)), 6, axis=0),
+    "the same but for rounding": np.repeat(RNG.normal(size=(4, 6)), 6, axis=0) * (1 + 1e-7 * RNG.normal(size=(24, 6))),
+    "one crystal": np.ones((4, 6)),
+}
+
+
+@pytest.mark.parametrize("training", ALIKE.values(), ids=ALIKE)
+def test_crystals_that_are_all_alike(training):
+    """They are nearer to each other than anything else is to them, and none of them is novel."""
+    found = fit_novelty(training)
+    assert (found.score(training) < 0.1).all()
+    others = found.score(training + 0.5)
+    assert (others > 1).all() and (others < 1e6).all()
 
 
 BAD = {

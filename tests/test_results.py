@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.results import Crystals, Row, RunPredictions, StudyResults, file_name, start_study
+from tlcgcnn_jax.results import (
+    Crystals,
+    Row,
+    RunPredictions,
+    StudyResults,
+    check_study,
+    file_name,
+    only_study,
+    start_study,
+)
 
 ROW = Row(
     "gap-full-50-0", "gap", "mp-formation-energy+mp-band-gap", 21003, "features:svr", "transfer", 50, 0, 2e-3, 80, 160,
@@ -116,6 +125,17 @@ def test_refuses_another_study(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         start(tmp_path / "file")
+
+
+def test_one_study_at_a_time(tmp_path):
+    with only_study(tmp_path / "study"):
+        with pytest.raises(InputError, match="a study is at work here; wait until"), only_study(tmp_path / "study"):
+            pass
+        assert not check_study(tmp_path / "study", {})  # which takes it for a folder of its own
+    with only_study(tmp_path / "study"):
+        pass
+    with only_study(tmp_path / "other"), only_study(tmp_path / "third"):
+        pass
 
 
 def cut(data: bytes) -> bytes:

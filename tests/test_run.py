@@ -302,6 +302,10 @@ def test_a_run_goes_on_with_the_source_that_it_began_with(tmp_path):
     source().save(tmp_path / "source")
     first = again()
     assert again().metrics == first.metrics
+    named = transfer(
+        records(), f"{tmp_path}/./source/", "frozen", K, config=ONE_EPOCH, seeds=1, out=tmp_path / "run", resume=True
+    )
+    assert named.metrics == first.metrics  # however its folder is written
     other = jax.tree.map(lambda leaf: leaf * np.float32(1.5), source().members)
     replace(source(), members=other).save(tmp_path / "source")
     with pytest.raises(InputError, match="cannot be resumed with other settings: source_sha256 was"):
@@ -427,6 +431,15 @@ REFUSED = {
         "a mixture of 2 sources is made of sources: none was given",
     ),
     "no seeds": (lambda: fit(records(), K, seeds=0), "seeds is 0"),
+    "seeds in words": (lambda: fit(records(), K, seeds="five"), "seeds is 'five': the number of networks was"),
+    "one target twice": (lambda: fit(records(), [K, Target(K, "GPa")]), f"target {K} is named twice: leave one out"),
+    "settings as a dictionary": (
+        lambda: fit(records(), K, config={"epochs": 3}),
+        r"config is \{'epochs': 3\}: a TrainConfig was expected",
+    ),
+    "sizes as a dictionary": (lambda: fit(records(), K, model={"width": 8}), "model is .*: a ModelConfig was expected"),
+    "graphs as a dictionary": (lambda: fit(records(), K, graph={"cutoff": 6}), "graph is .*: a GraphConfig was expec"),
+    "a split by its file": (lambda: transfer(records(), source(), "full", K, split="split.json"), "a Split was expect"),
     "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),
     "unknown strategy": (lambda: transfer(records(), source(), "half", K), "no strategy 'half'; there are: scratch"),
     "unknown regressor": (
@@ -458,7 +471,7 @@ REFUSED = {
     ),
     "a dataset of another cutoff": (
         lambda: transfer(build_dataset(records(4), targets=(K,), graph=GraphConfig(cutoff=6)), source(), "full", K),
-        "cutoff is 6, the model's 8.0",
+        "cutoff is 6.0, the model's 8.0",
     ),
     "no labels to train on": (
         lambda: fit(records(5, (K,)) + textbook_records((GAP,))[:0], Target(K, transform="log"), split=_nothing()),

@@ -123,6 +123,13 @@ def test_nested() -> None:
             nested_sizes(train, [size])
 
 
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_split("~/split.json", ["a", "b"], Split([1], [0], []))
+    assert (tmp_path / "split.json").is_file()
+    assert rows(read_split("~/split.json", ["a", "b"])) == [[1], [0], []]
+
+
 def test_written_split_is_read(tmp_path) -> None:
     ids = [f"mp-{i}" for i in range(30)]
     split = random_split(30, 0)

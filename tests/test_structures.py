@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 
+from tlcgcnn_jax import Crystal, Record
 from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.poscar import read_poscar
-from tlcgcnn_jax.structures import Crystal, Record, formula, parse, read_structures, scan
+from tlcgcnn_jax.structures import formula, parse, read_structures, scan
 
 CSCL = {
     "lattice": [[4.1, 0, 0], [0, 4.1, 0], [0, 0, 4.1]],
@@ -169,6 +170,56 @@ def as_pandas(folder):
     return pd.DataFrame({"crystal": [cscl_structure(), cscl_structure()], "k": [1.5, 2], "name": ["one", "two"]})
 
 
+def atoms_of_ase(pbc=True, **info):
+    from ase import Atoms
+
+    return Atoms("CsCl", scaled_positions=CSCL["frac_coords"], cell=CSCL["lattice"], pbc=pbc, info=info)
+
+
+JARVIS_ATOMS = {"lattice_mat": CSCL["lattice"], "coords": CSCL["frac_coords"], "elements": ["Cs", "Cl"]}
+
+
+def as_record_dictionaries(folder):
+    return [record("one", k=1.5), {"id": "two", "structure": cscl_structure(), "k": 2}]
+
+
+def as_structure_dictionaries(folder):
+    first, second = cscl_structure(), cscl_structure()
+    first.properties, second.properties = {"k": 1.5}, {"k": 2}
+    return {"one": first.as_dict(), "two": second}
+
+
+def as_jarvis_entries(folder):
+    return [{"jid": "one", "atoms": JARVIS_ATOMS, "k": 1.5}, {"jid": "two", "atoms": JARVIS_ATOMS, "k": 2}]
+
+
+def as_jarvis_frame(folder):
+    import pandas as pd
+
+    return pd.DataFrame(as_jarvis_entries(folder))
+
+
+def as_flat_frame(folder):
+    import pandas as pd
+
+    return pd.DataFrame([record("one", k=1.5), record("two", k=2)])
+
+
+def as_series(folder):
+    import pandas as pd
+
+    return pd.Series(as_structure_dictionaries(folder))
+
+
+def as_atoms(folder):
+    return [atoms_of_ase(id="one", k=1.5), atoms_of_ase(name="two", k=2)]
+
+
+def as_paths(folder):
+    as_structure_folder(folder)
+    return [folder / "one.json", ("two", str(folder / "two.json"))]
+
+
 def as_records(folder):
     crystal = Crystal(np.array(CSCL["lattice"], float), np.array([55, 17]), np.array(CSCL["frac_coords"]))
     return [Record("one", crystal, {"k": 1.5}), Record("two", crystal, {"k": 2.0})]
@@ -176,7 +227,8 @@ def as_records(folder):
 
 FORMATS = [as_jsonl, as_jsonl_gz, as_json_list, as_lines_named_json, as_matbench_frame, as_jarvis,
            as_structure_mapping, as_structure_folder, as_cgcnn_folder, as_cgcnn_folder_with_header, as_extxyz,
-           as_ase_db, as_pandas, as_records]  # fmt: skip
+           as_ase_db, as_pandas, as_record_dictionaries, as_structure_dictionaries, as_jarvis_entries, as_jarvis_frame,
+           as_flat_frame, as_series, as_atoms, as_paths, as_records]  # fmt: skip
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=[f.__name__ for f in FORMATS])
@@ -212,7 +264,36 @@ def test_lists_of_structures():
     structures = [cscl_structure(), cscl_structure()]
     assert [r.id for r in read_structures(structures)] == ["row_0", "row_1"]
     assert [r.id for r in read_structures([("x", structures[0]), ("y", structures[1])])] == ["x", "y"]
-    assert is_cscl(read_structures(structures[0])[0].structure)
+    for one in (structures[0], structures[0].as_dict(), record("x"), JARVIS_ATOMS, atoms_of_ase()):
+        assert is_cscl(read_structures(one)[0].structure)
+
+
+def test_a_list_of_paths_is_called_by_their_names_and_known_by_their_contents(tmp_path):
+    files = [tmp_path / "nacl.cif", tmp_path / "b.vasp", tmp_path / "c.extxyz"]
+    files[0].write_text(NACL_CIF)
+    files[1].write_text(POSCAR)
+    atoms_of_ase().write(files[2])
+    assert [one.id for one in read_structures(files)] == ["nacl", "b", "c"]
+    labelled = read_structures(files, targets=("k",), labels={"nacl.cif": 1, "b": 2, "c": 3})
+    assert [one.targets["k"] for one in labelled] == [1, 2, 3]
+    before = scan(files).fingerprint
+    files[0].write_text(NACL_CIF.replace("5.6402", "5.7"))
+    assert scan(files).fingerprint != before
+    left_out = read_structures([*files, tmp_path / "no.cif", NACL_CIF], on_error="skip").skipped
+    assert "no.cif: there is no such file" in left_out[0].reason and "found text" in left_out[1].reason
+    write_lines(tmp_path / "two.jsonl", [record("a"), record("b")])
+    with pytest.raises(InputError, match=r"list:0: .*two.jsonl: 2 crystals in it; a list takes files of one"):
+        read_structures([tmp_path / "two.jsonl"])
+
+
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    as_jsonl(tmp_path)
+    (tmp_path / "sheet.csv").write_text("id,g\none,1\ntwo,2\n")
+    found = read_structures("~/s.jsonl", targets=("g",), labels="~/sheet.csv")
+    assert [one.targets["g"] for one in found] == [1, 2]
+    atoms_of_ase().write(tmp_path / "c.extxyz")
+    assert [one.id for one in read_structures(["~/c.extxyz"])] == ["c"]
 
 
 def test_only_ids_in_id_prop_are_enough_to_predict(tmp_path):
@@ -260,7 +341,8 @@ RECORDS = {
     "target NaN": ({"k": math.nan}, "k missing"),
     "target absent in one record": ({}, "k missing"),
     "target infinite": ({"k": math.inf}, "k is infinite"),
-    "target is text": ({"k": "high"}, "k is 'high', not a number"),
+    "target is a class": ({"k": "Metal"}, r"k is 'Metal', not a number; classes are written 0, 1, … .*--task classif"),
+    "target with its unit": ({"k": "12 GPa"}, r"k is '12 GPa', not a number; use on_error"),
     "target is a list": ({"k": [1, 2]}, "not a number"),
     "duplicated id": ({"k": 1, "id": "good"}, r"'good' was already taken by .*s\.jsonl:"),
     "no volume": (
@@ -295,7 +377,8 @@ def test_a_bad_record_is_named_or_skipped(tmp_path, columns, message):
         read_structures(path, targets=("k",))
     result = read_structures(path, targets=("k",), on_error="skip")
     assert sorted(r.id for r in result) == ["fine", "good"]
-    assert len(result.skipped) == 1 and "s.jsonl:" in result.skipped[0].where and result.skipped[0].reason
+    (left_out,) = result.skipped
+    assert "s.jsonl:" in left_out.where and left_out.reason and "on_error" not in left_out.reason
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path):
@@ -353,6 +436,49 @@ def test_a_bad_folder_is_named(tmp_path, files, message):
         read_structures(tmp_path, targets=("k",) if "id_prop.csv" in files else ())
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_broken_link_is_named(tmp_path, listed):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "lost.cif").symlink_to(tmp_path / "elsewhere.cif")
+    if listed:
+        (tmp_path / "id_prop.csv").write_text("nacl,1\nlost,2\n")
+    for source in (tmp_path, tmp_path / "lost.cif"):
+        with pytest.raises(InputError, match=r"lost\.cif: cannot be read .*a symbolic link to .*elsewhere\.cif"):
+            read_structures(source)
+    assert [one.id for one in read_structures(tmp_path, on_error="skip").skipped] == ["lost"]
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "lost.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(InputError, match=r"lost\.json: cannot be read .*a symbolic link"):
+        read_structures(tmp_path / "json")
+
+
+PERIODICITY = {
+    "periodic": (True, 4.12, None),
+    "slab in vacuum": ((True, True, False), 12, None),
+    "slab": ((True, True, False), 4.12, r"c \(vacuum of 2\.1 Å\)"),
+    "molecule": (False, 12, r"a \(vacuum of 2\.1 Å\), b \(vacuum of 2\.1 Å\)"),
+}
+
+
+@pytest.mark.parametrize("pbc, c, axes", PERIODICITY.values(), ids=PERIODICITY.keys())
+def test_what_would_be_another_crystal_is_refused_in_each_format_that_says_so(tmp_path, pbc, c, axes):
+    from ase.db import connect
+    from pymatgen.core import Lattice, Structure
+
+    atoms = atoms_of_ase(pbc)
+    atoms.set_cell([4.12, 4.12, c])  # its sites stay where they are
+    atoms.write(tmp_path / "s.extxyz")
+    connect(str(tmp_path / "s.db")).write(atoms)
+    lattice = Lattice(np.array(atoms.cell), pbc=np.broadcast_to(pbc, 3).tolist())
+    structure = Structure(lattice, ["Cs", "Cl"], atoms.get_positions(), coords_are_cartesian=True)
+    for source in (tmp_path / "s.extxyz", tmp_path / "s.db", [atoms], [structure], [structure.as_dict()]):
+        if axes is None:
+            assert len(read_structures(source)) == 1
+            continue
+        with pytest.raises(InputError, match=rf"\(id '\w+'\): not periodic along {axes}; .*8 Å of vacuum"):
+            read_structures(source)
+
+
 def test_a_first_row_without_label_or_file_is_no_header(tmp_path):
     (tmp_path / "id_prop.csv").write_text("lost,\nnacl,1\n")
     (tmp_path / "nacl.cif").write_text(NACL_CIF)
@@ -383,6 +509,10 @@ def test_partial_occupancy_in_a_matbench_frame_is_named(tmp_path):
 
 
 PYTHON = {
+    "text of a CIF": (lambda: NACL_CIF * 30, r"found text that begins with 'data_NaCl.*write the text to a file"),
+    "text of JSON": (lambda: json.dumps([record("a")] * 9), "found text that begins with .*expected a path"),
+    "bytes": (lambda: NACL_CIF.encode(), "found bytes; expected a path"),
+    "a molecule": (lambda: [molecule()], "found Molecule; expected a pymatgen Structure, a Record, ASE Atoms"),
     "a number": (lambda: 3, "expected a path, a DataFrame, or a list"),
     "a list of numbers": (lambda: [3], r"list:0 \(id 'row_0'\): found int"),
     "an empty list": (list, "no crystals"),
@@ -396,6 +526,12 @@ def disordered():
     structure = cscl_structure()
     structure.replace_species({"Cs": {"Cs": 0.5, "Rb": 0.5}})
     return structure
+
+
+def molecule():
+    from pymatgen.core import Molecule
+
+    return Molecule(["H", "H"], [[0, 0, 0], [0, 0, 0.7]])
 
 
 def frame():
@@ -446,6 +582,20 @@ def test_a_damaged_file_of_a_folder_of_json_can_be_left_out(tmp_path):
         read_structures(tmp_path)
 
 
+def test_rows_of_an_ase_database_are_called_as_the_database_calls_them(tmp_path):
+    from ase.db import connect
+
+    database = connect(str(tmp_path / "x.db"))
+    for k in (1.0, 2.0, 3.0):
+        database.write(atoms_of_ase(), k=k)
+    del database[1]
+    found = read_structures(tmp_path / "x.db", targets=("k",))
+    assert [(one.id, one.where[-5:]) for one in found] == [("2", "row 2"), ("3", "row 3")]
+    assert [one.id for one in read_structures(tmp_path / "x.db", id_column="id")] == ["2", "3"]
+    keys = [row.unique_id for row in database.select()]
+    assert [one.id for one in read_structures(tmp_path / "x.db", id_column="unique_id")] == keys
+
+
 def test_the_energy_of_an_ase_database_is_a_label(tmp_path):
     ase, db = pytest.importorskip("ase"), pytest.importorskip("ase.db")
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -462,7 +612,11 @@ LABELS = {
     "no id column": ("code,k\nnacl,1\n", "no id column .* among code, k"),
     "no row for a crystal": ("id,k\nother,1\n", "has no row for it"),
     "a row without crystal": ("id,k\nnacl,1\nother,1\n", r"sheet\.csv:3: id 'other' has no structure"),
-    "an id twice": ("id,k\nnacl,1\nnacl,2\n", "twice"),
+    "an id twice": (
+        "id,k\nnacl,1\nnacl,2\n",
+        r"sheet\.csv:3: the id 'nacl' stands twice in column 'id', first at .*:2",
+    ),
+    "text of a table": ("id,k\nnacl,1\n", "found text that begins with 'id,k"),
     "no column of that name": ("id,gap\nnacl,1\n", r"sheet\.csv: no column k; .*: gap"),
 }
 
@@ -473,7 +627,71 @@ def test_a_bad_table_of_labels_is_named(tmp_path, table, message):
     if table is not None:
         (tmp_path / "sheet.csv").write_text(table)
     with pytest.raises(InputError, match=message):
-        read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv")
+        read_structures(tmp_path, targets=("k",), labels=table if "text" in message else tmp_path / "sheet.csv")
+
+
+IN_MEMORY = {
+    "a frame": lambda pd: pd.DataFrame({"material_id": ["b", "a"], "k": [2, 1.5]}),
+    "a frame whose index names": lambda pd: pd.DataFrame({"k": [1.5, 2]}, index=["a", "b"]),
+    "a frame with two names": lambda pd: pd.DataFrame({"id": ["x", "y"], "file": ["a", "b"], "k": [1.5, 2]}),
+    "a series": lambda pd: pd.Series([1.5, 2], ["a", "b"], name="k"),
+    "a series without a name": lambda pd: pd.Series([1.5, 2], ["a", "b"]),
+    "values by id": lambda pd: {"a": 1.5, "b": 2},
+    "rows by id": lambda pd: {"a": {"k": 1.5, "note": "x"}, "b": {"k": 2}},
+}
+
+
+@pytest.mark.parametrize("make", IN_MEMORY.values(), ids=IN_MEMORY.keys())
+def test_labels_in_memory_are_joined_as_those_of_a_table(tmp_path, make):
+    import pandas as pd
+
+    path = write_lines(tmp_path / "s.jsonl", [record("a"), record("b")])
+    labels = make(pd)
+    found = read_structures(path, targets=("k",), labels=labels)
+    assert [one.targets["k"] for one in found] == [1.5, 2]
+    assert scan(path, labels=labels, targets=("k",)).fingerprint != scan(path).fingerprint
+    left_out = read_structures([record("a"), record("c")], targets=("k",), labels=labels, on_error="skip").skipped
+    assert "(id 'c'): labels has no row for it" in left_out[0].reason
+
+
+BAD_IN_MEMORY = {
+    "a list": ([1.5, 2], ("k",), "labels: found list; expected the path of a CSV table, a DataFrame"),
+    "values of two targets": ({"a": 1, "b": 2}, ("k", "g"), "one value a crystal for 2 targets"),
+    "no such column": ({"a": {"g": 1}, "b": {"g": 2}}, ("k",), "labels: no column k; .*: g"),
+    "a crystal without": ({"a": 1}, ("k",), r"\(id 'b'\): labels has no row for it in its keys"),
+}
+
+
+@pytest.mark.parametrize("labels, targets, message", BAD_IN_MEMORY.values(), ids=BAD_IN_MEMORY.keys())
+def test_bad_labels_in_memory_are_named(tmp_path, labels, targets, message):
+    path = write_lines(tmp_path / "s.jsonl", [record("a"), record("b")])
+    with pytest.raises(InputError, match=message):
+        read_structures(path, targets=targets, labels=labels)
+
+
+def test_the_column_of_ids_is_the_one_that_names_the_crystals(tmp_path):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "sheet.csv").write_text("id,file,k\nmp-22862,nacl.cif,1\n")
+    assert read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv")[0].targets == {"k": 1}
+    with pytest.raises(InputError, match="has no row for it in column 'id'"):
+        read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv", id_column="id")
+
+
+@pytest.mark.parametrize("word", ["-", "#N/A", "NA", "n/a", "None", "null", "NaN", " "])
+def test_words_for_no_value(tmp_path, word):
+    found = labelled(tmp_path, f"id,k,g\na,{word},1\nb,2,1\n", on_error="skip")
+    assert [one.id for one in found] == ["b"] and "k missing" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize("labels", [None, "sheet.csv"])
+def test_a_wrong_column_of_ids_is_told_and_not_a_missing_target(tmp_path, labels):
+    path = as_jsonl(tmp_path)
+    (tmp_path / "sheet.csv").write_text("id,k\none,1\ntwo,2\n")
+    sheet = labels and tmp_path / labels
+    with pytest.raises(InputError, match=r"no id in column 'code' \(--id-column\); the columns are id, k"):
+        read_structures(path, targets=("k",), labels=sheet, id_column="code")
+    left_out = read_structures(path, targets=("k",), labels=sheet, id_column="code", on_error="skip").skipped
+    assert "no id in column 'code'" in left_out[0].reason
 
 
 def test_on_error_takes_two_words(tmp_path):

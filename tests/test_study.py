@@ -27,7 +27,7 @@ from tlcgcnn_jax.bundle import load_bundle
 from tlcgcnn_jax.config import to_dict
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.results import StudyResults, check_study
+from tlcgcnn_jax.results import StudyResults, check_study, only_study
 from tlcgcnn_jax.run import transfer
 from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.study import run_study
@@ -390,8 +390,42 @@ ASKED_FOR = {
 }
 
 
+@pytest.mark.parametrize(("change", "told"), ASKED_FOR.values(), ids=ASKED_FOR)
+def test_what_needs_no_crystals_is_told_before_they_are_packed(data, tmp_path, monkeypatch, change, told):
+    monkeypatch.setattr(study_file, "build_dataset", None)
+    with pytest.raises(InputError, match=told):
+        run_study(dataclasses.replace(STUDY, **change), tmp_path / "out", data=data, workers=1)
+
+
+ABSENT = {
+    "crystals": {"data": "absent.jsonl"},
+    "labels": {"labels": "absent.csv"},
+    "splits": {"splits": "absent.json"},
+}
+
+
+@pytest.mark.parametrize("change", ABSENT.values(), ids=ABSENT)
+def test_what_is_not_there_is_told_before_anything_is_packed(data, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(study_file, "build_dataset", None)
+    second = dataclasses.replace(STUDY.targets[0], name="second", **change)
+    study = dataclasses.replace(STUDY, targets=(*STUDY.targets, second))
+    with pytest.raises(InputError, match=r"absent\.\w+: there is no such file or folder; relative paths start at"):
+        run_study(study, tmp_path / "out", data=data, workers=1)
+
+
+def test_an_unknown_engine_is_told_before_anything_is_packed(data, tmp_path):
+    with pytest.raises(InputError, match="'slurm': use local or ray"):
+        run_study(STUDY, tmp_path / "out", data=data, engine="slurm")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_which_a_study_is_at_work_is_left_alone(finished, data):
+    with only_study(finished.folder), pytest.raises(InputError, match="a study is at work here"):
+        run_study(STUDY, finished.folder, data=data, workers=1)
+
+
 OWN = find_strategy("frozen")
-ASKED_FOR |= {
+MISFITS = {
     "a convolution that the source has not": ({"strategies": ("freeze:conv_1",)}, "no strategy 'freeze:conv_1'"),
     "a mixture of one": ({"pool": "", "strategies": ("multi_source",)}, "multi_source joins several sources, one was"),
     "a pattern without a parameter": (
@@ -401,8 +435,8 @@ ASKED_FOR |= {
 }
 
 
-@pytest.mark.parametrize(("change", "told"), ASKED_FOR.values(), ids=ASKED_FOR)
-def test_what_would_not_be_run_is_told_before_any_run(data, tmp_path, monkeypatch, change, told):
+@pytest.mark.parametrize(("change", "told"), MISFITS.values(), ids=MISFITS)
+def test_what_does_not_fit_its_sources_is_told_before_any_run(data, tmp_path, monkeypatch, change, told):
     monkeypatch.setattr(study_file, "work", None)
     with pytest.raises(InputError, match=told):
         run_study(dataclasses.replace(STUDY, **change), tmp_path / "out", data=data, workers=1)

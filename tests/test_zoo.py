@@ -95,6 +95,13 @@ def test_a_folder_is_loaded_as_it_was_saved(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert source().save("~/models/own") == tmp_path / "models" / "own"
+    assert load_model("~/models/own").targets == source().targets
+    assert "own" in find_sources("~/models")
+
+
 def test_a_model_of_ones_own_goes_before_a_shipped_one_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source().save(NAME)

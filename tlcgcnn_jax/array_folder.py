@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 
 FORMAT = "tlcgcnn_jax dataset"
 VERSION = 2  # 1 had no volumes
@@ -37,7 +38,7 @@ class FolderWriter:
     def __init__(
         self, path: str | Path, arrays: Mapping[str, tuple[type, tuple[int, ...]]], lists: Collection[str] = ()
     ) -> None:
-        self.path, self._arrays, self._names = Path(path), arrays, {*arrays, *lists}
+        self.path, self._arrays, self._names = user_path(path), arrays, {*arrays, *lists}
         check_free(self.path, self._names)
         self._folder = self.path.absolute().with_name(f".{self.path.absolute().name}.{os.getpid()}.partial")
         self._files: dict[str, _ArrayFile] = {}
@@ -115,7 +116,7 @@ def read_folder(path: str | Path, verify: bool = True) -> tuple[dict[str, Any], 
     Raises:
         InputError: No such folder, another version, or a file that is missing, cut short or changed.
     """
-    path = Path(path)
+    path = user_path(path)
     manifest = read_manifest(path)
     lists: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}

@@ -12,6 +12,7 @@ from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target
 from tlcgcnn_jax.elements import N_FEATURES
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.losses import Normaliser
 
 Tensors = dict[str, np.ndarray]
@@ -61,7 +62,7 @@ def import_cgcnn(
     Example:
         >>> model = import_cgcnn("formation-energy-per-atom.pth.tar", unit="eV/atom")  # doctest: +SKIP
     """
-    path = Path(checkpoint)
+    path = user_path(checkpoint)
     read = _read(path)
     sizes, outputs = _sizes(read.tensors)
     variables = variables_from_torch(read.tensors, sizes, outputs, str(path))

@@ -14,11 +14,14 @@ import tlcgcnn_jax
 from tlcgcnn_jax.array_folder import SKIPPED
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.options import (
     check_free_file,
+    check_targets,
     checked,
     chosen_split,
     column_targets,
+    count,
     crystals,
     data_argument,
     graph_options,
@@ -37,12 +40,16 @@ from tlcgcnn_jax.options import (
 )
 
 BAD_INPUT, INTERRUPTED = 1, 130  # argparse gives 2 on bad usage
+GOES_ON = {"study": "; the same command goes on"}
+GOES_ON |= dict.fromkeys(("train", "transfer"), "; the same command with --resume goes on")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 1 on bad input, 2 on bad usage, 130 when interrupted."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
+    options, unknown = make_parser().parse_known_args(arguments)
+    parser = options.parser  # the verb's, whose usage is what an error needs
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(format="tlcgcnn: %(message)s", level=logging.WARNING)
     try:
         options.run(options, parser)
@@ -50,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tlcgcnn: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if getattr(options, "resume", None) is not None else ""
-        print(f"\ntlcgcnn: interrupted{hint}", file=sys.stderr)
+        print(f"\ntlcgcnn: interrupted{GOES_ON.get(options.verb, '')}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:  # a full disk, a folder without permission
         where = f"{error.filename}: " if error.filename else ""
@@ -81,12 +87,14 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on textbook crystals, offline")
-    demo.add_argument("--out", type=Path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
-    demo.add_argument("--repeats", type=int, default=3, help="times the folds are drawn anew (default: %(default)s)")
+    demo.add_argument("--out", type=user_path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
+    demo.add_argument("--repeats", type=count, default=3, help="times the folds are drawn anew (default: %(default)s)")
 
     prepare = _verb(verbs, "prepare", run_prepare, "pack crystals and labels once, for many runs")
     prepare.add_argument("input", metavar="INPUT", help="folder or file of crystals, or `textbook`")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DATASET", help="folder for the packed dataset")
+    prepare.add_argument(
+        "--out", type=user_path, required=True, metavar="DATASET", help="folder for the packed dataset"
+    )
     reading_options(prepare)
     graph_options(prepare)
 
@@ -100,9 +108,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--source", action="append", metavar="MODEL",
         help="folder of a model, or a shipped name; may be given several times; default: `auto`, the best there is",
     )  # fmt: skip
-    transfer.add_argument("--sources", type=Path, metavar="DIR", help="further models for `--source auto`")
+    transfer.add_argument("--sources", type=user_path, metavar="DIR", help="further models for `--source auto`")
     transfer.add_argument(
-        "--top", type=int, metavar="N",
+        "--top", type=count, metavar="N",
         help="sources that a strategy of several takes (default: all; with `--source auto` 5 where all is trained)",
     )  # fmt: skip
     transfer.add_argument(
@@ -118,8 +126,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     ranking = _verb(verbs, "rank-sources", run_rank_sources, "which source to transfer from, before any training")
     data_argument(ranking)
-    ranking.add_argument("--sources", type=Path, metavar="DIR", help="folder of further models or CGCNN checkpoints")
-    ranking.add_argument("--out", type=Path, metavar="FILE.csv", help="the table as a file")
+    ranking.add_argument(
+        "--sources", type=user_path, metavar="DIR", help="folder of further models or CGCNN checkpoints"
+    )
+    ranking.add_argument("--out", type=user_path, metavar="FILE.csv", help="the table as a file")
     ranking.add_argument("--seed", type=int, default=0, help="of the split and the folds (default: %(default)s)")
     reading_options(ranking)
     target_options(ranking)
@@ -128,7 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict = _verb(verbs, "predict", run_predict, "predict the property of crystals")
     predict.add_argument("model", metavar="MODEL", help="folder of a model or run, or a shipped name")
     predict.add_argument("input", metavar="INPUT", help="folder or file of crystals, a packed dataset, or `textbook`")
-    predict.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
+    predict.add_argument("--out", type=user_path, required=True, metavar="FILE.csv")
     id_column_option(predict)
     on_error_option(predict)
 
@@ -136,9 +146,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     importer = _verb(verbs, "import-cgcnn", run_import, "read a checkpoint of the original PyTorch CGCNN")
     importer.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help=".pth.tar (needs PyTorch), or .npz with .json"
+        "checkpoint", metavar="CHECKPOINT", type=user_path, help=".pth.tar (needs PyTorch), or .npz with .json"
     )
-    importer.add_argument("--out", type=Path, required=True, metavar="MODEL", help="folder for the model")
+    importer.add_argument("--out", type=user_path, required=True, metavar="MODEL", help="folder for the model")
     importer.add_argument("--target", help="name of the property (default: the file's name)")
     importer.add_argument("--unit", default="", help="unit of the property")
     importer.add_argument(
@@ -146,15 +156,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     study = _verb(verbs, "study", run_study, "a grid of sources, strategies, targets, sizes and seeds, with statistics")
-    study.add_argument("config", metavar="CONFIG.toml", type=Path, help="see tlcgcnn_jax.StudyConfig for its keys")
-    study.add_argument("--out", type=Path, required=True, metavar="DIR", help="one with the same study goes on")
-    study.add_argument("--data", type=Path, metavar="DIR", help="where relative paths start (default: CONFIG's folder)")
-    study.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
-    study.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores; 1 with an accelerator)")
+    study.add_argument("config", metavar="CONFIG.toml", type=user_path, help="its keys: see tlcgcnn_jax.StudyConfig")
+    study.add_argument("--out", type=user_path, required=True, metavar="DIR", help="one with the same study goes on")
+    study.add_argument(
+        "--data", type=user_path, metavar="DIR", help="where relative paths start (default: CONFIG's folder)"
+    )
+    study.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="processes of this machine, or a Ray cluster (default: %(default)s)",
+    )  # fmt: skip
+    study.add_argument(
+        "--workers", type=count, metavar="N", help="processes (default: the cores; 1 with an accelerator)"
+    )
 
     report = _verb(verbs, "report", run_report, "one HTML page on a finished run, a study or the demo")
-    report.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run, a study or the demo")
-    report.add_argument("--out", type=Path, metavar="FILE.html")
+    report.add_argument("run_folder", metavar="DIR", type=user_path, help="folder of a run, a study or the demo")
+    report.add_argument("--out", type=user_path, metavar="FILE.html")
     return parser
 
 
@@ -170,15 +187,15 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     from tlcgcnn_jax.dataset import build_dataset
 
     graph = checked(parser, GraphConfig, options)
-    if not options.target:
-        parser.error("prepare needs at least one --target COLUMN")
+    check_targets(options, parser)
     dataset = build_dataset(
         named_input(options.input, options.target), targets=tuple(options.target), graph=graph, labels=options.labels,
         id_column=options.id_column, out=options.out, on_error=options.on_error, progress=is_watched(),
     )  # fmt: skip
     _tell_skipped(dataset.skipped, options.out / SKIPPED)
-    count = f"{len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms"
-    print(f"{options.out}: {count}, targets {', '.join(options.target)}")
+    size = f"{len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms"
+    told = f"targets {', '.join(options.target)}" if options.target else "no --target, so only to predict"
+    print(f"{options.out}: {size}, {told}")
 
 
 def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -212,8 +229,6 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     except InputError as error:
         parser.error(str(error))
     config = checked(parser, TrainConfig, options)
-    if options.top is not None and options.top < 1:
-        parser.error(f"--top is {options.top}: at least 1")
     source = options.source or [AUTO]
     if AUTO in source and len(source) > 1:
         parser.error(f"--source {AUTO} chooses among all there are: leave the other --source out")
@@ -309,12 +324,10 @@ def run_import(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
     print(f"{options.out}: {model.targets[0].kind}, {model.model.convolutions} convolutions, {model.targets[0].name}")
 
 
-def run_study(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def run_study(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
     """`tlcgcnn study`."""
     from tlcgcnn_jax.study import run_study as run
 
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers is {options.workers}: at least 1")
     analysis = run(
         options.config, options.out, data=options.data, engine=options.engine, workers=options.workers,
         progress=is_watched(),
@@ -332,7 +345,7 @@ def run_report(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:
 
 def _verb(verbs: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -17,6 +17,37 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _settle_types(config: Any) -> None:
+    """Give every setting its annotated type, lists that of tuples, or say which one has another."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = _typed(hint, getattr(config, name), f"{type(config).__name__}: {name}")
+        object.__setattr__(config, name, value)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type: JSON turns tuples into lists and drops the point of 8.0."""
+    if hasattr(value, "tolist"):  # NumPy's
+        value = value.tolist()
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} is {value!r}: a list was expected")
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            raise InputError(f"{where} is {value!r}: {len(kinds)} entries were expected")
+        return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return from_dict(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise InputError(f"{where} is {value!r}: {hint.__name__} was expected")
+    return value
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """How a crystal becomes a graph.
@@ -41,6 +72,7 @@ class GraphConfig:
     places: int = 4
 
     def __post_init__(self) -> None:
+        _settle_types(self)
         _require(0 < self.cutoff < math.inf, f"cutoff is {self.cutoff} Å: it must be positive and finite")
         _require(self.neighbours > 0, f"neighbours is {self.neighbours}: it must be at least 1")
         _require(self.ties in ("shell", "reference"), f"ties is {self.ties!r}: use 'shell' or 'reference'")
@@ -72,6 +104,7 @@ class Target:
     transform: str = "identity"
 
     def __post_init__(self) -> None:
+        _settle_types(self)
         kinds, transforms = ("regression", "classification"), ("identity", "log10", "log")
         _require(self.kind in kinds, f"target {self.name}: kind is {self.kind!r}: use one of {kinds}")
         _require(
@@ -119,6 +152,7 @@ class ModelConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
+        _settle_types(self)
         for name in ("width", "convolutions", "head_width", "head_layers", "gaussian_step", "gaussian_max", "sources"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be in [0, 1)")
@@ -174,6 +208,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _settle_types(self)
         _require(self.epochs > 0, f"epochs is {self.epochs}: it must be at least 1")
         _require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be at least 1")
         _require(self.optimizer in ("adamw", "sgd"), f"optimizer is {self.optimizer!r}: use 'adamw' or 'sgd'")
@@ -234,25 +269,3 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "settings") ->
         raise InputError(f"{where}: {kind.__name__} needs {', '.join(missing)}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type: JSON turns tuples into lists and drops the point of 8.0."""
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {value!r}: a list was expected")
-        kinds = typing.get_args(hint)
-        if kinds[-1] is Ellipsis:
-            kinds = (kinds[0],) * len(value)
-        if len(kinds) != len(value):
-            raise InputError(f"{where} is {value!r}: {len(kinds)} entries were expected")
-        return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-        return from_dict(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise InputError(f"{where} is {value!r}: {hint.__name__} was expected")
-    return value

@@ -15,6 +15,7 @@ from tlcgcnn_jax.errors import InputError
 
 # The lightest real cells have some 2 Å^3 per atom; below this the three vectors lie in a plane.
 _SMALLEST_VOLUME = 1e-3
+VACUUM = 8.0  # Å, the default cutoff of graphs
 _CHARGED = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-]|[+-]\d*\.?\d*)")
 
 
@@ -136,6 +137,37 @@ def make_crystal(lattice: Any, species: Sequence[Any], frac_coords: Any, where: 
 def _in_table(number: Any) -> int:
     is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)
     return int(number) if is_number and 1 <= number <= MAX_ATOMIC_NUMBER else 0
+
+
+def check_periodic(pbc: Any, lattice: Any, positions: Any, where: str) -> None:
+    """Raise `InputError` for a structure that ends where its cell does: repeated, it would be another one.
+
+    Args:
+        pbc: [3] booleans, as ASE and pymatgen keep them; None in formats that know crystals only.
+        lattice: [3, 3], rows a, b, c in Å.
+        positions: [n, 3], Cartesian, in Å.
+        where: What the message should call the structure.
+    """
+    repeats = [True] * 3 if pbc is None else [bool(along) for along in np.broadcast_to(pbc, 3)]
+    gaps = [math.inf if along else _vacuum(lattice, positions, axis) for axis, along in enumerate(repeats)]
+    narrow = [f"{name} (vacuum of {gap:.1f} Å)" for name, gap in zip("abc", gaps, strict=True) if gap < VACUUM]
+    if narrow:
+        raise InputError(
+            f"{where}: not periodic along {', '.join(narrow)}; its atoms would be neighbours of their images: leave "
+            f"{VACUUM:g} Å of vacuum, or set pbc where the cell does repeat"
+        )
+
+
+def _vacuum(lattice: Any, positions: Any, axis: int) -> float:
+    """Widest layer without atoms across an axis of a repeated cell, in Å; 0 for a cell without volume."""
+    cell = np.array(lattice, np.float64)
+    normal = np.cross(cell[axis - 2], cell[axis - 1])
+    if not abs(cell[axis] @ normal) >= _SMALLEST_VOLUME or len(positions) == 0:
+        return 0.0
+    normal /= np.linalg.norm(normal)
+    height = abs(cell[axis] @ normal)
+    layers = np.sort(np.array(positions, np.float64) @ normal % height)
+    return float(np.diff(layers, append=layers[0] + height).max())
 
 
 def ordered_species(occupants: Sequence[tuple[str, float]], site: int, where: str) -> str:

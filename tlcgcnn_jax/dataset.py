@@ -14,7 +14,8 @@ import numpy as np
 
 from tlcgcnn_jax.array_folder import FolderWriter, check_free, read_folder, read_manifest
 from tlcgcnn_jax.config import GraphConfig, from_dict, to_dict
-from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
+from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graphs import build_graphs
 from tlcgcnn_jax.processes import cores, script_not_run_again, worker_pool
 from tlcgcnn_jax.structures import Item, Record, formula, parse, scan
@@ -187,7 +188,7 @@ def build_dataset(
     *,
     targets: Sequence[str] = (),
     graph: GraphConfig = GraphConfig(),
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     out: str | Path | None = None,
     on_error: str = "raise",
@@ -197,10 +198,10 @@ def build_dataset(
     """Read crystals, make their graphs in parallel, and pack them.
 
     Args:
-        source: Whatever `structures.read_structures` takes: a path, a list of structures, a DataFrame.
+        source: Whatever `structures.read_structures` takes: a path, a list of crystals, a DataFrame.
         targets: Columns to keep as labels.
         graph: How crystals become graphs.
-        labels: CSV of labels, joined by id.
+        labels: Joined by id, as in `read_structures`.
         id_column: Column that holds the ids.
         out: Folder to save in. One that was made from the same input with the same settings is loaded instead; a
             stale or damaged one is packed again, with a warning in the log and in `notes`.
@@ -223,12 +224,13 @@ def build_dataset(
     check_on_error(on_error)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     if out is not None:
-        check_free(Path(out), {*_ARRAYS, "crystals"})
+        out = user_path(out)
+        check_free(out, {*_ARRAYS, "crystals"})
     found = scan(source, targets=names, labels=labels, id_column=id_column, on_error=on_error)
     notes: tuple[str, ...] = ()
-    if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
+    if out is not None and out.is_dir() and any(out.iterdir()):
         try:
-            return _load_same(Path(out), found.fingerprint, graph, names, on_error)
+            return _load_same(out, found.fingerprint, graph, names, on_error)
         except InputError as error:
             notes = (f"{error} (packing it again)",)
             logger.warning("%s", notes[0])
@@ -320,23 +322,18 @@ def _pack(items: list[Item], graph: GraphConfig, names: tuple[str, ...], on_erro
                 records.append(parse(item))
             except InputError as error:
                 if on_error == "raise":
-                    raise _advised(error) from error
+                    raise InputError(advised(str(error))) from error
                 skipped.append(Skipped(item.id, item.where, str(error)))
         try:
             pieces.append(_arrays(records, graph, names))
         except InputError as error:
             if on_error == "raise":
-                raise _advised(error) from error
+                raise InputError(advised(str(error))) from error
             records, some = _one_by_one(records, graph, names, skipped)
             pieces += some
         ids += [record.id for record in records]
         formulas += [formula(record.structure.atomic_numbers) for record in records]
     return _Piece(ids, formulas, skipped, {n: np.concatenate([piece[n] for piece in pieces]) for n in _ARRAYS})
-
-
-def _advised(error: InputError) -> InputError:
-    advice = "on_error='skip' (--on-error skip) leaves such crystals out and lists them"
-    return error if "skip" in str(error) else InputError(f"{error}; {advice}")
 
 
 def _one_by_one(

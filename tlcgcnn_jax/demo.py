@@ -18,7 +18,7 @@ from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import to_json, user_path, write_whole
 from tlcgcnn_jax.merging import merge
 from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.outputs import network_outputs
@@ -71,7 +71,7 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}: at least 1")
-    folder = _folder(Path(out))
+    folder = _folder(user_path(out))
     source, began = load_source(SOURCE), time.perf_counter()
     data = {
         title: build_dataset(textbook_records((target.name,)), targets=(target.name,), graph=source.graph)

@@ -1,5 +1,6 @@
 """Where the tasks of a study run: in this process, in one process a core, or on a Ray cluster."""
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,8 +32,7 @@ def run_tasks(
     Raises:
         InputError: Unknown engine, Ray not installed, or a task that has killed several workers.
     """
-    if engine not in ENGINES:
-        raise InputError(f"engine is {engine!r}: use {' or '.join(ENGINES)}")
+    check_engine(engine)
     if engine == "ray":
         yield from _on_ray(work, tasks, workers)
         return
@@ -45,6 +45,14 @@ def run_tasks(
             yield task, work(task)
         return
     yield from _in_processes(work, tasks, min(workers, len(tasks)))
+
+
+def check_engine(engine: str) -> None:
+    """Raise `InputError` for an unknown engine, or for Ray where it is not installed."""
+    if engine not in ENGINES:
+        raise InputError(f"engine is {engine!r}: use {' or '.join(ENGINES)}")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise InputError("engine 'ray' needs Ray: pip install 'tlcgcnn_jax[ray]'")
 
 
 def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[tuple[T, R]]:
@@ -89,11 +97,9 @@ def _one_core(workers: int) -> None:
 
 
 def _on_ray(work: Callable[[T], R], tasks: Sequence[T], workers: int | None) -> Iterator[tuple[T, R]]:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise InputError("engine 'ray' needs Ray: pip install 'tlcgcnn_jax[ray]'") from error
+    import ray
+    import ray.exceptions
+
     if not ray.is_initialized():
         import os
 

@@ -14,12 +14,17 @@ class Skipped:
     Attributes:
         id: The crystal's id, or the file's name where it has none.
         where: File, or file and line.
-        reason: The message that `on_error="raise"` would have shown.
+        reason: The message that `on_error="raise"` would have shown, without the advice of `advised`.
     """
 
     id: str
     where: str
     reason: str
+
+
+def advised(reason: str) -> str:
+    """What is wrong with a crystal, and how to go on without it."""
+    return f'{reason}; use on_error="skip" (--on-error skip) to leave such crystals out and list them'
 
 
 def check_on_error(on_error: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Paths as users give them, and files that are written whole or not at all."""
 
 import csv
 import io
@@ -11,6 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from tlcgcnn_jax.errors import InputError
+
+
+def user_path(given: str | Path) -> Path:
+    """The path that a user means: `~` is the home folder, which a shell does not put in everywhere.
+
+    Raises:
+        InputError: This is the text of a file and not its name.
+    """
+    if "\n" in str(given) or any(len(os.fsencode(part)) > 255 for part in Path(given).parts):  # no file's name
+        raise InputError(
+            f"found text that begins with {str(given)[:40]!r}; expected a path: write the text to a file, and give that"
+        )
+    return Path(os.path.expanduser(given))
+
+
+def cannot_read(path: str | Path, error: OSError) -> InputError:
+    """Why a file cannot be read; of a symbolic link, where it leads."""
+    link = f"; it is a symbolic link to {os.readlink(path)}: mend or remove it" if os.path.islink(path) else ""
+    return InputError(f"{path}: cannot be read ({error.strerror or error}){link}")
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:

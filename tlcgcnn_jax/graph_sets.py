@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tlcgcnn_jax.bundle import check_same_graph
@@ -53,7 +52,7 @@ def pack_graphs(
     graphs: Iterable[GraphConfig],
     *,
     targets: Sequence[str] = (),
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     on_error: str = "raise",
     progress: bool = False,
@@ -64,7 +63,7 @@ def pack_graphs(
         source: Whatever `read_structures` takes. A packed dataset is taken as it is, with its one kind of graph.
         graphs: Graph settings; those that differ in `places` alone share a dataset.
         targets: As in `build_dataset`, like everything below.
-        labels: CSV of labels, joined by id.
+        labels: Joined by id, as in `read_structures`.
         id_column: Column that holds the ids.
         on_error: "raise" stops at a crystal that cannot be used under any one of the settings; "skip" leaves it out
             of every dataset, so that rows mean the same crystal everywhere.
@@ -86,6 +85,8 @@ def pack_graphs(
         source = list(source)  # it is read once for each kind of graph
     distinct: list[GraphConfig] = []
     for graph in graphs:
+        if not isinstance(graph, GraphConfig):
+            raise InputError(f"graph is {graph!r}: a GraphConfig was expected")
         if not any(_same(graph, other) for other in distinct):
             distinct.append(graph)
     datasets = [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import to_json, user_path, write_whole
 
 FORMAT = 1
 CONFIG, CARD, FORMULAS = "config.json", "README.md", "formulas.txt.gz"
@@ -43,7 +43,7 @@ def write_model(
     Raises:
         InputError: The folder cannot be written, or holds files of these names that are not a model's.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     there = [name for name in (CONFIG, main, CARD) if (folder / name).exists()]
     if there and main not in there:
         raise InputError(f"{folder}: holds {' and '.join(there)} of something else; give another folder")

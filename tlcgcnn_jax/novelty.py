@@ -10,6 +10,7 @@ from tlcgcnn_jax.errors import InputError
 NEIGHBOURS = 5
 TYPICAL = 95  # per cent of the training crystals that count as usual
 BLOCK = 2**22  # distances held in memory at once
+LEAST = 1e-3  # standard deviations; crystals that are nearer to each other differ by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class Novelty:
     Attributes:
         mean: float32 [d], of the training features.
         scale: float32 [d], factor that gives each feature a standard deviation of 1 over the training crystals; 0 where
-            it is the same for all of them.
+            it is the same for all of them, but 1 where all features are.
         embeddings: float32 [n, d], standardised features of the training crystals.
         reach: 95 % of the training crystals have their nearest others within this distance.
     """
@@ -55,7 +56,7 @@ class Novelty:
                 "of the same network"
             )
         found = _nearest((embeddings - self.mean) * self.scale, self.embeddings)
-        return found / max(self.reach, np.finfo(float).tiny)
+        return found / max(self.reach, LEAST)  # training crystals that are all alike have no reach
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, to be saved with NumPy."""
@@ -95,7 +96,8 @@ def fit_novelty(train_embeddings: np.ndarray) -> Novelty:
     mean, std = features.mean(0).astype(np.float32), features.std(0)
     # Below that, a feature varies by rounding only.
     least = np.maximum(1e-5 * np.abs(mean), 1e-30)
-    scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > least).astype(np.float32)
+    varies = std > least
+    scale = np.divide(1.0, std, out=np.full_like(std, not varies.any()), where=varies).astype(np.float32)
     standard = ((features - mean) * scale).astype(np.float32)
     reach = float(np.float32(np.percentile(_nearest(standard, standard, themselves=True), TYPICAL)))  # as it is saved
     return Novelty(mean, scale, standard, reach)

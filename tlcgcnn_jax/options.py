@@ -2,13 +2,17 @@
 
 import argparse
 import dataclasses
+import inspect
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 
 TEXTBOOK = "textbook"
 PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -24,7 +28,7 @@ def reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
     )
-    parser.add_argument("--labels", type=Path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
+    parser.add_argument("--labels", type=user_path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
     id_column_option(parser)
     on_error_option(parser)
 
@@ -44,27 +48,38 @@ def on_error_option(parser: argparse.ArgumentParser) -> None:
 
 def graph_options(parser: argparse.ArgumentParser) -> None:
     """`GraphConfig`."""
-    group, default = parser.add_argument_group("graph"), GraphConfig()
-    group.add_argument("--cutoff", type=float, default=default.cutoff, help="Å (default: %(default)s)")
-    group.add_argument("--neighbours", type=int, default=default.neighbours, help="of each atom (default: %(default)s)")
-    group.add_argument("--ties", choices=("shell", "reference"), default=default.ties, help="(default: %(default)s)")
+    _settings_options(parser, "graph", GraphConfig(), ("cutoff", "neighbours", "ties"))
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """`ModelConfig`."""
-    group, default = parser.add_argument_group("network"), ModelConfig()
-    group.add_argument("--convolutions", type=int, default=default.convolutions, help="(default: %(default)s)")
-    group.add_argument("--width", type=int, default=default.width, help="features of an atom (default: %(default)s)")
-    group.add_argument("--head-width", type=int, default=default.head_width, help="(default: %(default)s)")
-    group.add_argument("--head-layers", type=int, default=default.head_layers, help="(default: %(default)s)")
-    group.add_argument("--dropout", type=float, default=default.dropout, help="(default: %(default)s)")
+    names = ("convolutions", "width", "head_width", "head_layers", "dropout")
+    _settings_options(parser, "network", ModelConfig(), names)
+
+
+def _settings_options(parser: argparse.ArgumentParser, title: str, default: Any, names: Iterable[str]) -> None:
+    """Some settings of a dataclass as options, each with its default and what the docstring says of it."""
+    group, text = parser.add_argument_group(title), inspect.getdoc(type(default)) or ""
+    told = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", text.partition("Attributes:")[2], re.MULTILINE))
+    for name in names:
+        value = getattr(default, name)
+        kind: Any = {"clip": float, "patience": int, "milestones": shares}.get(name, type(value))
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        meaning = " ".join(told.get(name, "").split()).rstrip(".").replace("%", "%%")
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=value, help=f"{meaning} (default: {shown})",
+            metavar="X,X" if isinstance(value, tuple) else None,
+        )  # fmt: skip
 
 
 def target_options(parser: argparse.ArgumentParser) -> None:
     """What is to be learnt of the columns."""
     group = parser.add_argument_group("targets")
     group.add_argument("--unit", action="append", default=[], help="of each --target, in their order")
-    group.add_argument("--task", choices=("regression", "classification"), default="regression")
+    group.add_argument(
+        "--task", choices=("regression", "classification"), default="regression",
+        help="a number, or a class 0, 1, … (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--classes", type=int, help="number of classes (default: largest label + 1)")
     group.add_argument(
         "--transform", choices=("identity", "log10", "log"), default="identity",
@@ -76,56 +91,52 @@ def split_options(parser: argparse.ArgumentParser) -> None:
     """Which crystals train, validate and test."""
     group = parser.add_argument_group("split")
     parts = '{"train": [ids], "val": [ids], "test": [ids]}; nothing but train is learnt from'
-    group.add_argument("--split", type=Path, metavar="FILE.json", help=parts)
+    group.add_argument("--split", type=user_path, metavar="FILE.json", help=parts)
     for part, share in PARTS.items():
-        group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {share}, or what is left)")
+        default = "what is left" if part == "train" else f"{share}, or what is left"
+        group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {default})")
         group.add_argument(f"--{part}-size", type=int, help="number of crystals, instead of a share")
 
 
 def run_options(parser: argparse.ArgumentParser, default: TrainConfig, seeds: int) -> None:
     """Everything that `train` and `transfer` share; the defaults of the training settings and of --seeds differ."""
     data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for model, errors and pictures")
+    parser.add_argument("--out", type=user_path, required=True, metavar="RUN", help="for model, errors and pictures")
     parser.add_argument(
-        "--seeds", type=int, default=seeds, help="networks; more than one make an ensemble (default: %(default)s)"
+        "--seeds", type=count, default=seeds, help="networks; more than one make an ensemble (default: %(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in RUN")
     reading_options(parser)
     target_options(parser)
     split_options(parser)
-    group = parser.add_argument_group("training")
-    choices = {
-        "optimizer": ("adamw", "sgd"), "schedule": ("cosine", "step", "constant"), "loss": ("mae", "mse", "huber"),
-        "keep": ("best", "last"),
-    }  # fmt: skip
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(default, field.name)
-        kind: Any = {"clip": float, "patience": int, "milestones": float}.get(field.name, type(value))
-        many: Any = {"nargs": "+"} if field.name == "milestones" else {}
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=value, choices=choices.get(field.name),
-            help=f"(default: {value})", **many,
-        )  # fmt: skip
+    _settings_options(parser, "training", default, [field.name for field in dataclasses.fields(default)])
 
 
 def checked(parser: argparse.ArgumentParser, kind: type, options: argparse.Namespace) -> Any:
     """A settings object from the options; what it refuses is bad usage."""
     given = vars(options)
-    values = {f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in given}
-    if isinstance(values.get("milestones"), list):
-        values["milestones"] = tuple(values["milestones"])
     try:
-        return kind(**values)
+        return kind(**{f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in given})
     except InputError as error:
         parser.error(str(error))
+
+
+def check_targets(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """A column that is named twice is bad usage."""
+    for name, number in Counter(options.target).items():
+        if number > 1:
+            parser.error(f"--target {name} is given {number} times: once is enough")
 
 
 def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graphs: Iterable[GraphConfig]) -> Any:
     """The `GraphSets` of the given data: of a packed dataset as it is, of anything else with these graph settings."""
     from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 
+    check_targets(options, parser)
     dataset = packed_dataset(options.data)
     if dataset is not None:
+        if not dataset.target_names:
+            raise InputError(f"{options.data}: was packed without labels: prepare it again, with --target COLUMN")
         if options.labels or options.id_column:
             parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
         return GraphSets((dataset,), tuple(dataset.skipped))
@@ -141,8 +152,6 @@ def run_data(
     options: argparse.Namespace, parser: argparse.ArgumentParser, graphs: Iterable[GraphConfig]
 ) -> tuple[Any, Any, Any]:
     """Crystals (packed on the way if need be), targets and split."""
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}: at least 1")
     packed = crystals(options, parser, graphs)
     if packed.skipped:  # before hours of training
         left_out, first = len(packed.skipped), packed.skipped[0].reason
@@ -185,7 +194,8 @@ def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, d
 
 
 def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: int) -> dict[str, float | int]:
-    """Share or number of each part; parts that were not asked for take what is left where their defaults do not fit."""
+    """Share or number of each part: what is not asked for validates and tests by its default share, or by its part of
+    what is left where that does not fit, and the rest trains."""
     given: dict[str, float | int] = {}
     for part in PARTS:
         ratio, size = getattr(options, f"{part}_ratio"), getattr(options, f"{part}_size")
@@ -204,7 +214,10 @@ def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: 
     free = {part: share for part, share in PARTS.items() if part not in given}
     wanted, left = sum(free.values()), max(0.0, n - taken) / n
     shrink = min(1.0, left / wanted) if free else 1.0
-    return {part: given.get(part, PARTS[part] * shrink) for part in PARTS}
+    parts = {part: given.get(part, PARTS[part] * shrink) for part in PARTS}
+    if "train" in free:
+        parts["train"] += max(0.0, left - wanted)
+    return parts
 
 
 def check_free_file(path: Path) -> None:
@@ -228,7 +241,7 @@ def packed_dataset(path: str) -> Any:
     from tlcgcnn_jax.dataset import load_dataset
 
     traces = (MANIFEST, "senders.npy")  # a dataset that lost a file shall be named as damaged
-    return load_dataset(path) if any((Path(path) / name).is_file() for name in traces) else None
+    return load_dataset(path) if any((user_path(path) / name).is_file() for name in traces) else None
 
 
 def named_input(name: str, targets: Sequence[str]) -> Any:
@@ -238,6 +251,18 @@ def named_input(name: str, targets: Sequence[str]) -> Any:
     from tlcgcnn_jax.textbook import textbook_records
 
     return textbook_records(tuple(targets))
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"it is {value}: at least 1 was expected")
+    return value
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """'0.5,0.8' as numbers."""
+    return tuple(map(float, text.split(",")))
 
 
 def multiplier(text: str) -> tuple[str, float]:

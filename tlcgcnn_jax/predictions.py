@@ -176,9 +176,9 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers as short as float32 allows; an empty cell for an unknown value."""
+    """The shortest number that float32 reads as this one; an empty cell for an unknown value."""
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.9g}"
+        return "" if np.isnan(value) else f"{float(str(np.float32(value))):.9g}"
     return value
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from tlcgcnn_jax import plots
 from tlcgcnn_jax.analysis import analyse
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import read_json, write_whole
+from tlcgcnn_jax.files import read_json, user_path, write_whole
 from tlcgcnn_jax.page import figure, page, paragraph, plus_minus, table
 from tlcgcnn_jax.results import STUDY, StudyResults
 from tlcgcnn_jax.run_page import run_page
@@ -31,7 +31,7 @@ def run_report(folder: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         InputError: The folder holds none of them, a file is damaged, or the report cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a finished run")
     if (folder / STUDY).is_file():
@@ -40,7 +40,7 @@ def run_report(folder: str | Path, out: str | Path | None = None) -> Path:
     else:
         with tempfile.TemporaryDirectory() as drawn:
             text = _demo_page(folder, Path(drawn)) if (folder / DEMO).is_file() else run_page(folder, Path(drawn))
-    page = folder / "report.html" if out is None else Path(out)
+    page = folder / "report.html" if out is None else user_path(out)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

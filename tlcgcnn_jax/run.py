@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.machine import versions
@@ -76,7 +78,7 @@ def fit(
     config: TrainConfig = TrainConfig(),
     seeds: int = 1,
     out: str | Path | None = None,
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     on_error: str = "raise",
     progress: bool = False,
@@ -93,7 +95,7 @@ def fit(
         config: How to train.
         seeds: Networks, with seeds `config.seed`, `config.seed` + 1, …; more than one make an ensemble.
         out: Folder for model, metrics, test results and pictures.
-        labels: CSV of labels that is joined to the crystals by id, as in `read_structures`.
+        labels: Joined to the crystals by id, as in `read_structures`.
         id_column: Column that holds the ids.
         on_error: "raise" or "skip" for crystals that cannot be read.
         progress: Show bars.
@@ -108,8 +110,9 @@ def fit(
         >>> sorted(result.metrics)
         ['test', 'train', 'val']
     """
+    _check_settings({"config": (config, TrainConfig), "model": (model, ModelConfig)}, split, seeds)
     if out is not None:
-        check_run_folder(Path(out), resume)
+        check_run_folder(user_path(out), resume)
     crystals, chosen = _prepared(data, targets, (graph,), labels, id_column, on_error, progress)
     lesson = _lesson(crystals, chosen, split, config, seeds)
     # No edge may be longer than the last Gaussian; a dataset has a cutoff of its own.
@@ -132,7 +135,7 @@ def transfer(
     multipliers: Rates = (),
     seeds: int = 5,
     out: str | Path | None = None,
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     on_error: str = "raise",
     tell: Callable[[str], None] | None = None,
@@ -184,8 +187,9 @@ def transfer(
         ((64,), 2)
     """
     tell = tell or (lambda text: None)
+    _check_settings({"config": (config, TrainConfig)}, split, seeds)
     if out is not None:
-        check_run_folder(Path(out), resume)
+        check_run_folder(user_path(out), resume)
     pool = find_pool(source, sources)
     graphs = needed_graphs(strategy, pool)
     crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress)
@@ -290,12 +294,19 @@ def _short(choice: SourceChoice) -> str:
     return score_table(choice.ranking[:SHOWN]) + (f"\n    and {left} more, in {RANKING}" if left > 0 else "")
 
 
+def _check_settings(settings: dict[str, tuple[Any, type]], split: Any, seeds: Any) -> None:
+    """What is refused before any crystal is read."""
+    for name, (value, kind) in {**settings, **({} if split is None else {"split": (split, Split)})}.items():
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {value!r}: a {kind.__name__} was expected (tlcgcnn_jax.{kind.__name__})")
+    if not isinstance(seeds, int | np.integer) or seeds < 1:
+        raise InputError(f"seeds is {seeds!r}: the number of networks was expected, at least 1")
+
+
 def _lesson(
     crystals: GraphSets, targets: tuple[Target, ...], split: Split | None, config: TrainConfig, seeds: int
 ) -> Lesson:
     """What can be refused of it is refused here, before anything is written."""
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}: at least one network must be trained")
     if config.seed + seeds > 2**32:
         raise InputError(f"seed {config.seed} with {seeds} networks, whose seeds follow: choose a smaller one")
     labelled = crystals.datasets[0].labelled
@@ -313,7 +324,7 @@ def _prepared(
     data: Any,
     targets: Any,
     graphs: Sequence[GraphConfig],
-    labels: str | Path | None,
+    labels: Any,
     id_column: str | None,
     on_error: str,
     progress: bool,
@@ -321,6 +332,8 @@ def _prepared(
     """Crystals with exactly the columns that are asked for, as graphs of all these kinds."""
     wanted = (targets,) if isinstance(targets, str | Target) else tuple(targets)
     chosen = tuple(Target(t) if isinstance(t, str) else t for t in wanted)
+    if twice := [name for name, count in Counter(target.name for target in chosen).items() if count > 1]:
+        raise InputError(f"target {twice[0]} is named twice: leave one out")
     if not isinstance(data, CrystalDataset | GraphSets):
         if not chosen:
             raise InputError("which property is to be learnt? Name at least one target column")

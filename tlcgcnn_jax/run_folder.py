@@ -10,7 +10,7 @@ import numpy as np
 from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, write_whole
+from tlcgcnn_jax.files import to_json, user_path, write_whole
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.run_pictures import draw_choice, run_pictures
 from tlcgcnn_jax.splits import Split, read_split, write_split
@@ -36,7 +36,7 @@ def start_run(
     """
     if out is None:
         return None
-    folder = Path(out)
+    folder = user_path(out)
     check_run_folder(folder, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,9 @@ def mixable(ranked: Mapping[str, Model], way: Strategy, few: bool = True) -> dic
 
 
 def _named(source: Any) -> tuple[str, Any]:
-    return ("a model in memory", source) if not isinstance(source, str | Path) else (str(source), load_source(source))
+    if not isinstance(source, str | Path):
+        return "a model in memory", source
+    return str(Path(source)), load_source(source)  # "./source/" is "source", also for a run that is resumed
 
 
 def _checked(named: Iterable[tuple[str, Any]]) -> dict[str, Model]:

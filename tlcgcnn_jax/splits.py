@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.readers import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def read_split(path: str | Path, ids: Sequence[str]) -> Split:
     Raises:
         InputError: Not such a file, an unknown id, an id named twice, or nothing to train on.
     """
-    return _split(_read(Path(path)), str(path), ids)
+    return _split(_read(path), str(path), ids)
 
 
 def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = ()) -> list[Split]:
@@ -229,7 +230,7 @@ def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = 
     Raises:
         InputError: Not such a file, or a split that `read_split` would refuse or that tests nothing; it is numbered.
     """
-    found = _read(Path(path))
+    found = _read(path)
     if not isinstance(found, list) or not found:
         raise InputError(f"{path} is not a list of splits: expected [{_EXPECTED}, ...], one for each seed")
     splits, dropped = [], set()
@@ -246,9 +247,9 @@ def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = 
     return splits
 
 
-def _read(path: Path) -> Any:
+def _read(path: str | Path) -> Any:
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(read_bytes(user_path(path)))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -288,7 +289,7 @@ def write_split(path: str | Path, ids: Sequence[str], split: Split) -> None:
         InputError: The file cannot be written.
     """
     try:
-        Path(path).write_text(json.dumps(_ids(ids, split), indent=1) + "\n")
+        user_path(path).write_text(json.dumps(_ids(ids, split), indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 

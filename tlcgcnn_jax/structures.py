@@ -3,10 +3,9 @@
 import contextlib
 import hashlib
 import logging
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,18 @@ import numpy as np
 
 from tlcgcnn_jax import readers
 from tlcgcnn_jax.cif import read_cif
-from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal, ordered_species
-from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
+from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
+from tlcgcnn_jax.entries import ID_COLUMNS, Entry
+from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
+from tlcgcnn_jax.files import cannot_read, user_path
+from tlcgcnn_jax.labels import joined, numbers, read_sheet
+from tlcgcnn_jax.objects import object_entries
 from tlcgcnn_jax.poscar import read_poscar
-from tlcgcnn_jax.readers import ID_COLUMNS, MISSING, Entry
+from tlcgcnn_jax.structure_json import crystal_from_json
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["Crystal", "Item", "Record", "Records", "Scan", "formula", "parse", "read_structures", "scan"]
-
-_ADVICE = 'use on_error="skip" (--on-error skip) to leave such rows out'
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_structures(
     source: Any,
     *,
     targets: Sequence[str] = (),
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     on_error: str = "raise",
 ) -> Records:
@@ -82,11 +83,13 @@ def read_structures(
 
     Args:
         source: A path (folder with `id_prop.csv`; folder or file of CIF, POSCAR; JSON or JSON lines of
-            records, pymatgen structures, JARVIS entries; a matminer frame; ASE .db, .xyz), or a list of
-            pymatgen Structures, (id, Structure) pairs or Records, or a pandas DataFrame with a column of
-            Structures.
+            records, pymatgen structures, JARVIS entries; a matminer frame; ASE .db, .xyz), or in memory one crystal,
+            a list of crystals or of (id, crystal) pairs, a dictionary or Series by id, or a DataFrame with a column
+            of crystals. There a crystal is a pymatgen Structure, ASE Atoms, a `Record`, a `Crystal`, a dictionary
+            as JSON has it, or the path of its file.
         targets: Columns to read as labels; none are needed to predict.
-        labels: CSV with a header, joined to the crystals by id.
+        labels: Joined to the crystals by id: the path of a CSV with a header, a DataFrame, or a Series or dictionary
+            from ids to labels.
         id_column: Column that holds the ids; by default the first of id, material_id, name, file, jid.
         on_error: "raise" stops at crystals that cannot be used; "skip" leaves them out and lists them
             in `.skipped`.
@@ -109,7 +112,7 @@ def read_structures(
             records.append(parse(item))
         except InputError as error:
             if on_error == "raise":
-                raise
+                raise InputError(advised(str(error))) from error
             skipped.append(Skipped(item.id, item.where, str(error)))
     return Records(records, skipped)
 
@@ -126,10 +129,11 @@ def parse(item: Item) -> Record:
         try:
             text = Path(item.payload).read_text(encoding="utf-8-sig", errors="replace")
         except OSError as error:
-            raise InputError(f"{where}: cannot be read ({error})") from error
+            raise cannot_read(where, error) from error
         crystal = read_cif(text, where) if item.format == "cif" else read_poscar(text, where)
     elif item.format == "json":
-        crystal = readers.crystal_from_json(item.payload, where)
+        payload = item.payload
+        crystal = crystal_from_json(readers.loads(payload) if isinstance(payload, bytes) else payload, where)
     elif item.format == "cartesian":
         cell, numbers, positions = item.payload
         crystal = make_crystal(cell, numbers, positions, where)  # the checks, before the cell is inverted
@@ -144,7 +148,7 @@ def scan(
     source: Any,
     *,
     targets: Sequence[str] = (),
-    labels: str | Path | None = None,
+    labels: Any = None,
     id_column: str | None = None,
     on_error: str = "raise",
 ) -> Scan:
@@ -161,7 +165,7 @@ def scan(
     wanted = (targets,) if isinstance(targets, str) else tuple(targets)
     digest = hashlib.sha256(f"{id_column!r}\0".encode())
     if isinstance(source, str | Path):
-        path = Path(source)
+        path = user_path(source)
         reader = readers.find_reader(path)
         _hash_files(digest, path, reader)
         entries = list(readers.read_entries(path, reader, wanted if labels is None else (), id_column))
@@ -170,28 +174,27 @@ def scan(
         name = str(path)
     else:
         reader = "objects"
-        entries = list(_objects(source, id_column))
+        entries = list(object_entries(source, id_column))
         _hash_entries(digest, entries)
         name = "the list given"
     if not entries:
         raise InputError(f"{name}: there are no crystals in it")
     if labels is not None:
-        table = Path(labels)
-        if not table.is_file():
-            raise InputError(f"{table}: there is no such table of labels")
-        digest.update(b"labels\0" + table.read_bytes())
         # Files have no columns, so there the column of ids can only be one of the table.
-        others = () if id_column and reader in ("files", "cgcnn") else readers.ID_COLUMNS
-        entries = list(_joined(entries, table, [*([id_column] if id_column else []), *others]))
+        others = () if id_column and reader in ("files", "cgcnn") else ID_COLUMNS
+        sheet = read_sheet(labels, wanted, [*([id_column] if id_column else []), *others], entries)
+        digest.update(b"labels\0" + sheet.data)
+        entries, name = list(joined(entries, sheet)), sheet.name
     columns = _numeric_columns(entries)
     absent = [target for target in wanted if not any(target in entry.row for entry in entries)]
-    if absent:
+    if absent and not all(entry.problem for entry in entries):  # whose problems, such as ids, may be why
         there = ", ".join(columns) or "none"
-        raise InputError(f"{labels or name}: no column {', '.join(absent)}; the columns with numbers are: {there}")
+        raise InputError(f"{name}: no column {', '.join(absent)}; the columns with numbers are: {there}")
     items, skipped = _checked(entries, wanted)
     if skipped and on_error == "raise":
         more = f" ({len(skipped) - 1} more of {len(entries)} crystals cannot be used)" if len(skipped) > 1 else ""
-        raise InputError(skipped[0].reason + more)
+        reason = skipped[0].reason
+        raise InputError((advised(reason) if items else reason) + more)
     return Scan(items, skipped, columns, digest.hexdigest())
 
 
@@ -210,52 +213,13 @@ def _checked(entries: list[Entry], targets: tuple[str, ...]) -> tuple[list[Item]
                     f"{entry.where}: the id {entry.id!r} was already taken by {seen[entry.id]}; ids must be "
                     "unique: rename one, or name another id column"
                 )
-            values = _labels(entry, targets)
+            values = numbers(entry, targets)
         except InputError as error:
             skipped.append(Skipped(entry.id, entry.where, str(error)))
             continue
         seen[entry.id] = entry.where
         items.append(Item(entry.id, entry.where, entry.payload, entry.format, values))
     return items, skipped
-
-
-def _labels(entry: Entry, targets: tuple[str, ...]) -> dict[str, float]:
-    where = f"{entry.where} (id {entry.id!r})"
-    values = {target: _number(entry.row.get(target), target, where) for target in targets}
-    if targets and all(math.isnan(value) for value in values.values()):
-        raise InputError(f"{where}: {' and '.join(targets)} missing (empty, null or NaN); {_ADVICE}")
-    return values
-
-
-def _number(value: Any, target: str, where: str) -> float:
-    """A label as a float; NaN stands for a missing one, a boolean for 0 or 1."""
-    if value is None or value is _pandas_na():
-        return math.nan
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if text in MISSING:
-            return math.nan
-        value = {"true": 1, "false": 0}.get(text, text)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: {target} is {value!r:.60}, not a number{_decimal(value)}; {_ADVICE}") from None
-    if math.isinf(number):
-        raise InputError(f"{where}: {target} is infinite; {_ADVICE}")
-    if abs(number) > float(np.finfo(np.float32).max):
-        raise InputError(f"{where}: {target} is {number:g}, too large for float32; use a larger unit, or {_ADVICE}")
-    return number
-
-
-def _decimal(value: Any) -> str:
-    """A hint for people whose decimals have a comma."""
-    return " (decimals are written with a point)" if isinstance(value, str) and "," in value else ""
-
-
-def _pandas_na() -> Any:
-    import sys
-
-    return getattr(sys.modules.get("pandas"), "NA", None)
 
 
 def _numeric_columns(entries: list[Entry]) -> tuple[str, ...]:
@@ -277,114 +241,6 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, int | float | np.generic)
 
 
-# --- labels in a table of their own ---------------------------------------------------------------
-
-
-def _joined(entries: list[Entry], table: Path, candidates: list[str]) -> Iterator[Entry]:
-    rows = readers.read_table(table)
-    if len(rows) < 2:
-        raise InputError(f"{table}: expected a header and at least one row of labels")
-    header = rows[0]
-    readers.check_header(header, table)
-    plain = [name.lower() for name in header]
-    column = next((header.index(c) for c in candidates if c in header), None)
-    if column is None:
-        column = next((plain.index(c.lower()) for c in candidates if c.lower() in plain), None)
-    if column is None:
-        raise InputError(
-            f"{table}: no id column ({' or '.join(candidates)}) among {', '.join(header)}; name it with id_column"
-        )
-    by_id: dict[str, tuple[int, dict[str, str]]] = {}
-    too_long: dict[str, str] = {}
-    for line, row in enumerate(rows[1:], start=2):
-        row = row + [""] * (len(header) - len(row))
-        name = row[column]
-        if name in by_id:
-            raise InputError(
-                f"{table}:{line}: the id {name!r} stands in the table twice (first in row {by_id[name][0]})"
-            )
-        by_id[name] = (line, dict(zip(header, row, strict=False)))
-        too_long[name] = readers.too_long(row, header, f"{table}:{line} (id {name!r})")
-    used = set()
-    for entry in entries:
-        name = next((n for n in (entry.id, Path(entry.where).name) if n in by_id), None)
-        if name is None:
-            missing = f"{entry.where} (id {entry.id!r}): {table} has no row for it; {_ADVICE}"
-            yield replace(entry, problem=entry.problem or missing)
-            continue
-        used.add(name)
-        yield replace(entry, row={**entry.row, **by_id[name][1]}, problem=entry.problem or too_long[name])
-    for name, (line, row) in by_id.items():
-        if name not in used:
-            where = f"{table}:{line}"
-            problem = f"{where}: id {name!r} has no structure in what was read; {_ADVICE}"
-            yield Entry(name, where, row=row, problem=problem)
-
-
-# --- Python objects -------------------------------------------------------------------------------
-
-
-def _objects(source: Any, id_column: str | None) -> Iterator[Entry]:
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
-        yield from _frame(source, id_column)
-        return
-    if hasattr(source, "lattice") or isinstance(source, Record):
-        source = [source]
-    if isinstance(source, Mapping):
-        source = list(source.items())
-    if not isinstance(source, Iterable):
-        raise InputError(f"found {type(source).__name__}; expected a path, a DataFrame, or a list of structures")
-    for row, thing in enumerate(source):
-        where = f"list:{row}"
-        if isinstance(thing, Record):
-            yield Entry(thing.id, thing.where or where, tuple(thing.structure), "crystal", thing.targets)
-        elif isinstance(thing, tuple) and not isinstance(thing, Crystal) and len(thing) == 2:
-            yield _structure_entry(str(thing[0]), where, thing[1], {})
-        else:
-            yield _structure_entry(f"row_{row}", where, thing, {})
-
-
-def _structure_entry(name: str, where: str, structure: Any, row: Mapping[str, Any]) -> Entry:
-    if isinstance(structure, Crystal):
-        return Entry(name, where, tuple(structure), "crystal", row)
-    if isinstance(structure, dict):
-        return Entry(name, where, structure, "json", row)
-    if not hasattr(structure, "frac_coords") or not hasattr(structure, "lattice"):
-        kind = type(structure).__name__
-        problem = f"{where} (id {name!r}): found {kind}; expected a pymatgen Structure or a Record"
-        return Entry(name, where, row=row, problem=problem)
-    try:
-        species = [
-            ordered_species([(_symbol(s), float(n)) for s, n in site.species.items()], i, f"{where} (id {name!r})")
-            for i, site in enumerate(structure)
-        ]
-    except InputError as error:
-        return Entry(name, where, row=row, problem=str(error))
-    return Entry(name, where, (structure.lattice.matrix, species, structure.frac_coords), "crystal", row)
-
-
-def _symbol(specie: Any) -> str:
-    return getattr(specie, "symbol", str(specie))
-
-
-def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
-    columns = [str(column) for column in frame.columns]
-    geometry = "structure" if "structure" in columns else None
-    if geometry is None and len(frame):
-        first = frame.iloc[0]
-        geometry = next((c for c, v in zip(columns, first, strict=True) if hasattr(v, "frac_coords")), None)
-    if geometry is None:
-        raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
-    names = next((c for c in ([id_column] if id_column else ID_COLUMNS) if c in columns), None)
-    if id_column and names is None:
-        raise InputError(f"the DataFrame has no column {id_column!r}; its columns are {', '.join(columns)}")
-    for row, (index, values) in enumerate(zip(frame.index, frame.itertuples(index=False, name=None), strict=True)):
-        record = dict(zip(columns, values, strict=True))
-        structure = record.pop(geometry)
-        name = readers.id_text(record[names]) if names else None
-        yield _structure_entry(name or readers.id_text(index) or f"row_{row}", f"DataFrame:{row}", structure, record)
-
-
 # --- fingerprint ----------------------------------------------------------------------------------
 
 
@@ -398,7 +254,10 @@ def _hash_files(digest: Any, path: Path, reader: str) -> None:
 def _hash_entries(digest: Any, entries: list[Entry]) -> None:
     for entry in entries:
         digest.update(f"{entry.id}\0{sorted(entry.row.items(), key=lambda kv: str(kv[0]))!r}\0".encode())
-        if isinstance(entry.payload, tuple):
+        if entry.format in ("cif", "poscar"):
+            with contextlib.suppress(OSError):  # told where the file is read
+                digest.update(Path(entry.payload).read_bytes())
+        elif isinstance(entry.payload, tuple):
             for part in entry.payload:
                 digest.update(repr(part).encode() if isinstance(part, list) else np.asarray(part).tobytes())
         else:

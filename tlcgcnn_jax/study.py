@@ -14,10 +14,10 @@ from tlcgcnn_jax.analysis import Analysis, analyse, write_analysis
 from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
-from tlcgcnn_jax.engines import run_tasks
+from tlcgcnn_jax.engines import check_engine, run_tasks
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import check_pairs
-from tlcgcnn_jax.files import file_name, read_json, to_json, write_whole
+from tlcgcnn_jax.files import file_name, read_json, to_json, user_path, write_whole
 from tlcgcnn_jax.fine_tuning import network_of
 from tlcgcnn_jax.machine import processor, versions
 from tlcgcnn_jax.optim import rate_tree
@@ -30,6 +30,7 @@ from tlcgcnn_jax.results import (
     Row,
     StudyResults,
     check_study,
+    only_study,
     start_study,
 )
 from tlcgcnn_jax.run import fit
@@ -88,37 +89,38 @@ def run_study(
 
     plan = config if isinstance(config, StudyConfig) else read_study(config)
     if data is None:
-        data = Path() if isinstance(config, StudyConfig) else Path(config).parent
-    folder = Path(out)
+        data = Path() if isinstance(config, StudyConfig) else user_path(config).parent
+    folder = user_path(out)
     begun = check_study(folder, to_dict(plan))
-    results, alone = _prepared(plan, Path(data), folder, begun, progress)
-    desk = Desk(folder)
-    plan = desk.study  # which knows the sizes of given splits
-    for target in plan.targets:  # what cannot be split is refused before hours of work
-        for seed in range(plan.seeds):
-            desk.trials(target_name(target), min(training_sizes(plan, target)), seed)
-    cells, ensembles = grid(plan, alone, desk.pool)
-    _check_cells(plan, cells, ensembles)
-    for cell in cells:
-        if cell.source in (AUTO, ALL):
-            desk.check_sources(cell)
-        _check_cell(desk, cell)
-    done = {row.run for row in results.rows}
-    tasks = [
-        Task(str(folder), cell, missing)
-        for cell in cells
-        if (missing := tuple(seed for seed in range(plan.seeds) if cell.run(seed) not in done))
-    ]
-    total = plan.seeds * len(cells)
-    with tqdm(total=total, initial=total - sum(len(task.seeds) for task in tasks), unit="run", file=sys.stderr,
-              disable=not progress, smoothing=0.05) as bar:  # fmt: skip
-        for task, found in run_tasks(work, tasks, engine, workers):
-            for row, predictions in found:
-                results.add(row, predictions)
-            bar.set_postfix_str(f"{task}: test MAE {np.mean([row.test_mae for row, _ in found]):.4g}")
-            bar.update(len(found))
-    _combine(desk, results, ensembles, plan)
-    return conclude(folder)
+    check_engine(engine)
+    with only_study(folder):
+        results, alone = _prepared(plan, user_path(data), folder, begun, progress)
+        desk = Desk(folder)
+        plan = desk.study  # which knows the sizes of given splits
+        for target in plan.targets:  # what cannot be split is refused before hours of work
+            for seed in range(plan.seeds):
+                desk.trials(target_name(target), min(training_sizes(plan, target)), seed)
+        cells, ensembles = grid(plan, alone, desk.pool)
+        for cell in cells:
+            if cell.source in (AUTO, ALL):
+                desk.check_sources(cell)
+            _check_cell(desk, cell)
+        done = {row.run for row in results.rows}
+        tasks = [
+            Task(str(folder), cell, missing)
+            for cell in cells
+            if (missing := tuple(seed for seed in range(plan.seeds) if cell.run(seed) not in done))
+        ]
+        total = plan.seeds * len(cells)
+        with tqdm(total=total, initial=total - sum(len(task.seeds) for task in tasks), unit="run", file=sys.stderr,
+                  disable=not progress, smoothing=0.05) as bar:  # fmt: skip
+            for task, found in run_tasks(work, tasks, engine, workers):
+                for row, predictions in found:
+                    results.add(row, predictions)
+                bar.set_postfix_str(f"{task}: test MAE {np.mean([row.test_mae for row, _ in found]):.4g}")
+                bar.update(len(found))
+        _combine(desk, results, ensembles, plan)
+        return conclude(folder)
 
 
 def conclude(folder: str | Path) -> Analysis:
@@ -139,6 +141,11 @@ def _prepared(
     """The study's folder with its datasets and sources, and the sources that are used alone."""
     found = below(plan, data)
     models, pool = _kept_sources(folder) if begun else _given_sources(found)
+    to_train = [source for source in found.sources if source.data and not begun]
+    _check_files(found.targets, to_train)
+    single = {source_name(source) for source in plan.sources if source.alone}
+    alone = [*models, *((source_name(source), size) for source in to_train for size in source.sizes or (0,))]
+    _check_cells(plan, *grid(plan, [key for key in alone if key[0] in single], list(pool)))
     kinds = [GraphConfig(), *(model.graph for model in (*models.values(), *pool.values()))]
     crystals = {}
     for target in found.targets:
@@ -148,9 +155,8 @@ def _prepared(
             _keep_splits(folder, plan, target, table, unusable)
     formulas = {formula for table in crystals.values() for formula in table.formulas}
     if not begun:
-        for source in found.sources:
-            if source.data:
-                models |= _train_source(source, folder, formulas, progress)
+        for source in to_train:
+            models |= _train_source(source, folder, formulas, progress)
         _keep_sources(folder, models, pool)
     about = {
         "title": plan.title,
@@ -160,8 +166,15 @@ def _prepared(
         "machine": processor(),
         "overlap": _overlaps({called(models)[key]: model for key, model in models.items()} | pool, crystals),
     }
-    alone = {source_name(source) for source in plan.sources if source.alone}
-    return start_study(folder, about, crystals), [key for key in models if key[0] in alone]
+    return start_study(folder, about, crystals), [key for key in models if key[0] in single]
+
+
+def _check_files(targets: Sequence[StudyTarget], sources: Sequence[StudySource]) -> None:
+    """Raise `InputError` for a file that is not there, before the others are read."""
+    named = [name for target in targets for name in (target.data, target.labels, target.splits)]
+    for name in (*named, *(source.data for source in sources)):
+        if name and not user_path(name).exists():
+            raise InputError(f"{name}: there is no such file or folder; relative paths start at the folder of --data")
 
 
 def _pack(

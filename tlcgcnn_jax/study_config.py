@@ -8,7 +8,7 @@ from pathlib import Path
 from tlcgcnn_jax.baselines import BASELINES
 from tlcgcnn_jax.config import ModelConfig, Target, from_dict
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import file_name
+from tlcgcnn_jax.files import file_name, user_path
 from tlcgcnn_jax.regressors import REGRESSORS
 from tlcgcnn_jax.strategies import (
     AUTO,
@@ -261,7 +261,7 @@ def read_study(path: str | Path) -> StudyConfig:
     Raises:
         InputError: Not TOML, an unknown key, a value that makes no sense; the file and the key are named.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -9,6 +9,7 @@ from tlcgcnn_jax.bundle import WEIGHTS, Model, load_bundle
 from tlcgcnn_jax.cgcnn_import import import_cgcnn
 from tlcgcnn_jax.committee import AnyModel, load_any
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.model_folder import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ def load_model(name: str | Path) -> AnyModel:
         >>> load_model("mp-formation-energy").targets[0].unit
         'eV/atom'
     """
-    own = isinstance(name, Path) or (Path(name) / CONFIG).is_file()
-    if not own and name in shipped():
+    own = user_path(name)
+    if not isinstance(name, Path) and not (own / CONFIG).is_file() and name in shipped():
         return load_bundle(folder() / name)
-    if not Path(name).exists():
+    if not own.exists():
         raise InputError(f"{name}: neither a folder nor a shipped model; shipped are: {', '.join(shipped()) or 'none'}")
-    return load_any(name)
+    return load_any(own)
 
 
 def load_source(name: str | Path) -> Model:
@@ -88,7 +89,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
     found = {name: load_source(folder() / name) for name in shipped()}
     if own is None:
         return found
-    place = Path(own)
+    place = user_path(own)
     if not place.is_dir():
         raise InputError(f"{place}: no such folder; give one that holds source models")
     folders = sorted(path for path in place.iterdir() if path.is_dir())

@@ -1,0 +1,236 @@
+"""Labels as people keep them: tables, frames and dictionaries, joined to crystals by id, and cells as numbers."""
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tlcgcnn_jax.entries import Entry, id_text
+from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import user_path
+
+# What tables write for no value.
+MISSING = ("", "-", "nan", "na", "n/a", "#n/a", "null", "none")
+
+
+class Sheet(NamedTuple):
+    """Labels of many crystals.
+
+    Attributes:
+        name: What messages call it.
+        column: Column of the ids.
+        rows: An entry without geometry for each crystal.
+        data: What the fingerprint covers.
+    """
+
+    name: str
+    column: str
+    rows: list[Entry]
+    data: bytes
+
+
+def read_sheet(labels: Any, targets: Sequence[str], id_columns: Sequence[str], entries: Sequence[Entry]) -> Sheet:
+    """Labels from wherever the user keeps them.
+
+    Args:
+        labels: Path of a CSV table with a header; a DataFrame; a Series or a dictionary from ids to labels, or to
+            {column: label}.
+        targets: Columns that are asked for; labels without a name are those of the only one.
+        id_columns: What the column of the ids may be called; the first whose cells name a crystal is taken.
+        entries: The crystals.
+
+    Raises:
+        InputError: There is no such table, no column of ids, or a column is named twice.
+    """
+    known = {name for entry in entries for name in _names(entry)}
+    if isinstance(labels, str | Path):
+        return _table(user_path(labels), id_columns, known)
+    if isinstance(labels, Mapping):
+        rows = list(labels.items())
+    elif hasattr(labels, "to_frame"):  # a Series
+        rows = list(zip(labels.index, labels.tolist(), strict=True))
+        if labels.name is not None:
+            rows = [(index, {str(labels.name): value}) for index, value in rows]
+    elif hasattr(labels, "columns") and hasattr(labels, "iloc"):
+        return _frame(labels, id_columns, known)
+    else:
+        raise InputError(
+            f"labels: found {type(labels).__name__}; expected the path of a CSV table, a DataFrame, a Series, or a "
+            "dictionary from ids to labels"
+        )
+    bare = any(not isinstance(cells, Mapping) for _, cells in rows)
+    if bare and len(targets) != 1:
+        raise InputError(f"labels: one value a crystal for {len(targets)} targets: give {{id: {{column: value}}}}")
+    named = [(id_, dict(cells) if isinstance(cells, Mapping) else {targets[0]: cells}) for id_, cells in rows]
+    return _in_memory(named, "its keys")
+
+
+def _table(table: Path, id_columns: Sequence[str], known: set[str]) -> Sheet:
+    if not table.is_file():
+        raise InputError(f"{table}: there is no such table of labels")
+    rows = read_table(table)
+    if len(rows) < 2:
+        raise InputError(f"{table}: expected a header and at least one row of labels")
+    header, lines = rows[0], [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
+    check_header(header, table)
+    plain = [name.lower() for name in header]
+    there = [header.index(c) for c in id_columns if c in header]
+    there = there or [plain.index(c.lower()) for c in id_columns if c.lower() in plain]
+    if not there:
+        raise InputError(
+            f"{table}: no id column ({' or '.join(id_columns)}) among {', '.join(header)}; name it with id_column "
+            "(--id-column)"
+        )
+    column = next((c for c in there if any(row[c] in known for row in lines)), there[0])
+    found = []
+    for line, row in enumerate(lines, start=2):
+        name, where = row[column], f"{table}:{line}"
+        problem = too_long(row, header, f"{where} (id {name!r})")
+        found.append(Entry(name, where, row=dict(zip(header, row, strict=False)), problem=problem))
+    return Sheet(str(table), f"column {header[column]!r}", found, table.read_bytes())
+
+
+def _frame(frame: Any, id_columns: Sequence[str], known: set[str]) -> Sheet:
+    columns = [str(column) for column in frame.columns]
+    rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
+    there = [c for c in id_columns if c in columns]
+    column = next((c for c in there if any(id_text(row[c]) in known for row in rows)), there[0] if there else None)
+    ids = frame.index if column is None else [row[column] for row in rows]
+    return _in_memory(list(zip(ids, rows, strict=True)), "its index" if column is None else f"column {column!r}")
+
+
+def _in_memory(rows: Sequence[tuple[Any, dict[str, Any]]], column: str) -> Sheet:
+    found = [Entry(id_text(id_) or "", f"labels:{row}", row=cells) for row, (id_, cells) in enumerate(rows)]
+    data = repr([(entry.id, sorted(entry.row.items(), key=str)) for entry in found]).encode()
+    return Sheet("labels", column, found, data)
+
+
+def _names(entry: Entry) -> tuple[str, str]:
+    """What a table may call a crystal."""
+    return entry.id, Path(entry.where).name
+
+
+def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
+    """The crystals with their labels, and as problems those without a row and rows without a crystal.
+
+    Raises:
+        InputError: The sheet names a crystal twice.
+    """
+    by_id: dict[str, Entry] = {}
+    for row in sheet.rows:
+        if (first := by_id.setdefault(row.id, row)) is not row:
+            raise InputError(
+                f"{row.where}: the id {row.id!r} stands twice in {sheet.column}, first at {first.where}: remove one, "
+                "or name another column with id_column (--id-column)"
+            )
+    used = set()
+    for entry in entries:
+        name = next((name for name in _names(entry) if name in by_id), None)
+        if name is None:
+            missing = f"{entry.where} (id {entry.id!r}): {sheet.name} has no row for it in {sheet.column}"
+            yield replace(entry, problem=entry.problem or missing)
+            continue
+        used.add(name)
+        row = by_id[name]
+        yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem)
+    for name, row in by_id.items():
+        if name not in used:
+            problem = f"{row.where}: id {name!r} has no structure in what was read (ids are those of {sheet.column})"
+            yield replace(row, problem=problem)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """Rows of a table without the empty ones, cells without spaces around them.
+
+    Cells are separated by what the first row has most of: commas, or semicolons or tabs, as other languages' Excel
+    writes them.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        try:
+            text = data.decode("utf-16" if wide else "utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252")
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        # Semicolons before commas, which are then those of decimals.
+        separator = max("\t;,", key=first.count) if any(mark in first for mark in "\t;,") else ","
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV table ({error}); save it as CSV, UTF-8") from error
+    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def check_header(header: list[str], table: Path) -> None:
+    """Raise `InputError` where a table names a column twice."""
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise InputError(f"{table}: the header names {', '.join(twice)} more than once: rename or remove a column")
+
+
+def too_long(row: list[str], header: list[str], where: str) -> str:
+    """What is wrong with a row that has more cells than its header; "" where nothing is."""
+    if not any(row[len(header) :]):
+        return ""
+    return (
+        f"{where}: {len(row)} cells, {len(header)} in the header: {', '.join(row):.60}; decimals are written with a "
+        "point, and numbers without thousands separators"
+    )
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def numbers(entry: Entry, targets: Sequence[str]) -> dict[str, float]:
+    """The label of each target, NaN where it is missing.
+
+    Raises:
+        InputError: All of them are missing, or one is no number.
+    """
+    where = f"{entry.where} (id {entry.id!r})"
+    values = {target: _number(entry.row.get(target), target, where) for target in targets}
+    if targets and all(math.isnan(value) for value in values.values()):
+        raise InputError(f"{where}: {' and '.join(targets)} missing (empty, null or NaN)")
+    return values
+
+
+def _number(value: Any, target: str, where: str) -> float:
+    """A label as a float; NaN stands for a missing one, a boolean for 0 or 1."""
+    if value is None or value is getattr(sys.modules.get("pandas"), "NA", None):
+        return math.nan
+    if isinstance(value, str):
+        value = value.strip()
+        if value.lower() in MISSING:
+            return math.nan
+        value = {"true": 1, "false": 0}.get(value.lower(), value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: {target} is {value!r:.60}, not a number{_hint(value)}") from None
+    if math.isinf(number):
+        raise InputError(f"{where}: {target} is infinite")
+    if abs(number) > float(np.finfo(np.float32).max):
+        raise InputError(f"{where}: {target} is {number:g}, too large for float32; use a larger unit")
+    return number
+
+
+def _hint(value: Any) -> str:
+    """What to write instead of decimals with a comma, or of the names of classes."""
+    if not isinstance(value, str):
+        return ""
+    if "," in value:
+        return " (decimals are written with a point)"
+    if any(map(str.isdigit, value)) or not any(map(str.isalpha, value)):
+        return ""
+    return '; classes are written 0, 1, … and learnt with --task classification (kind="classification")'
