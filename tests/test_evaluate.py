@@ -117,6 +117,17 @@ def test_table(predictions, tmp_path):
     assert rows[0]["target:metal"] == "1"
     assert float(rows[0]["std:gap"]) == pytest.approx(np.sqrt(2))
     assert rows[1]["p_0:metal"] == "0.75"
+    with pytest.raises(InputError, match="cannot be written"):
+        predictions.write(tmp_path / "none" / "out.csv")
+
+
+CELLS = {"float32": (np.float32(0.3), "0.3"), "large": (1e39, "1e+39"), "small": (1e-50, "1e-50"), "zero": (0.0, "0")}
+
+
+@pytest.mark.parametrize("value, text", CELLS.values(), ids=CELLS.keys())
+def test_a_number_in_the_table_has_the_digits_it_needs(tmp_path, value, text):
+    Predictions(["a"], (Target("e"),), np.array([[[value]]], np.float64)).write(tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().splitlines()[1].split(",")[1] == text
 
 
 def test_metrics_of_known_labels(predictions):

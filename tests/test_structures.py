@@ -279,6 +279,10 @@ def test_a_list_of_paths_is_called_by_their_names_and_known_by_their_contents(tm
     before = scan(files).fingerprint
     files[0].write_text(NACL_CIF.replace("5.6402", "5.7"))
     assert scan(files).fingerprint != before
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "POSCAR").write_text(POSCAR)
+    assert [one.id for one in read_structures(sorted(tmp_path.glob("*/POSCAR")))] == ["first", "second"]
     left_out = read_structures([*files, tmp_path / "no.cif", NACL_CIF], on_error="skip").skipped
     assert "no.cif: there is no such file" in left_out[0].reason and "found text" in left_out[1].reason
     write_lines(tmp_path / "two.jsonl", [record("a"), record("b")])
@@ -479,6 +483,30 @@ def test_what_would_be_another_crystal_is_refused_in_each_format_that_says_so(tm
             read_structures(source)
 
 
+def test_a_vacuum_of_just_the_cutoff_is_wide_enough():
+    from ase.build import fcc111
+
+    slabs = [fcc111("Pt", (1, 1, n), vacuum=4.0) for n in range(1, 30)]
+    for seed, slab in enumerate(slabs):
+        slab.translate([0, 0, np.random.default_rng(seed).uniform(0, 30)])
+    assert len(read_structures(slabs)) == len(slabs)
+
+
+def test_atoms_of_ase_without_a_cell_are_told_so():
+    from ase.build import molecule
+
+    with pytest.raises(InputError, match="the cell has no volume"):
+        read_structures([molecule("H2O")])
+
+
+def test_disorder_that_ase_passed_over_is_refused(tmp_path):
+    from ase.io import read
+
+    disordered().to(str(tmp_path / "d.cif"))
+    with pytest.raises(InputError, match="site 1 has partial occupancy"):
+        read_structures([read(tmp_path / "d.cif")])
+
+
 def test_a_first_row_without_label_or_file_is_no_header(tmp_path):
     (tmp_path / "id_prop.csv").write_text("lost,\nnacl,1\n")
     (tmp_path / "nacl.cif").write_text(NACL_CIF)
@@ -633,6 +661,7 @@ def test_a_bad_table_of_labels_is_named(tmp_path, table, message):
 IN_MEMORY = {
     "a frame": lambda pd: pd.DataFrame({"material_id": ["b", "a"], "k": [2, 1.5]}),
     "a frame whose index names": lambda pd: pd.DataFrame({"k": [1.5, 2]}, index=["a", "b"]),
+    "a frame with names and an index": lambda pd: pd.DataFrame({"name": ["x", "y"], "k": [1.5, 2]}, index=["a", "b"]),
     "a frame with two names": lambda pd: pd.DataFrame({"id": ["x", "y"], "file": ["a", "b"], "k": [1.5, 2]}),
     "a series": lambda pd: pd.Series([1.5, 2], ["a", "b"], name="k"),
     "a series without a name": lambda pd: pd.Series([1.5, 2], ["a", "b"]),
@@ -649,7 +678,9 @@ def test_labels_in_memory_are_joined_as_those_of_a_table(tmp_path, make):
     labels = make(pd)
     found = read_structures(path, targets=("k",), labels=labels)
     assert [one.targets["k"] for one in found] == [1.5, 2]
-    assert scan(path, labels=labels, targets=("k",)).fingerprint != scan(path).fingerprint
+    turned = labels.iloc[::-1] if hasattr(labels, "iloc") else dict(reversed(labels.items()))
+    marks = [scan(path, labels=one, targets=("k",)).fingerprint for one in (labels, turned)]
+    assert marks[0] == marks[1] != scan(path).fingerprint
     left_out = read_structures([record("a"), record("c")], targets=("k",), labels=labels, on_error="skip").skipped
     assert "(id 'c'): labels has no row for it" in left_out[0].reason
 
@@ -657,6 +688,7 @@ def test_labels_in_memory_are_joined_as_those_of_a_table(tmp_path, make):
 BAD_IN_MEMORY = {
     "a list": ([1.5, 2], ("k",), "labels: found list; expected the path of a CSV table, a DataFrame"),
     "values of two targets": ({"a": 1, "b": 2}, ("k", "g"), "one value a crystal for 2 targets"),
+    "values of no target": ({"a": 1}, (), "no target that says what it is: name one"),
     "no such column": ({"a": {"g": 1}, "b": {"g": 2}}, ("k",), "labels: no column k; .*: g"),
     "a crystal without": ({"a": 1}, ("k",), r"\(id 'b'\): labels has no row for it in its keys"),
 }
@@ -667,6 +699,53 @@ def test_bad_labels_in_memory_are_named(tmp_path, labels, targets, message):
     path = write_lines(tmp_path / "s.jsonl", [record("a"), record("b")])
     with pytest.raises(InputError, match=message):
         read_structures(path, targets=targets, labels=labels)
+
+
+def test_a_frame_is_read_by_what_its_cells_hold():
+    import pandas as pd
+
+    structure = atoms_of_ase()
+    frame = pd.DataFrame(
+        {"atoms": [2, 2], "relaxed": [None, structure], "sites": [1, 2], "k": [1.5, 2]}, index=["a", "b"]
+    )
+    found = read_structures(frame, targets=("sites", "k"), on_error="skip")
+    assert [one.targets for one in found] == [{"sites": 2, "k": 2}] and found[0].id == "b"
+    assert "found NoneType" in found.skipped[0].reason
+    frame = pd.DataFrame(
+        {"material_id": ["mp-1", None], "name": ["x", "y"], "structure": [structure] * 2}, index=["u", "v"]
+    )
+    assert [one.id for one in read_structures(frame)] == ["mp-1", "v"]  # one column for all, then the index
+
+
+def test_a_property_of_a_structure_may_be_its_id():
+    from pymatgen.core import Structure
+
+    structure = Structure(CSCL["lattice"], CSCL["species"], CSCL["frac_coords"], properties={"code": "x7"})
+    assert [one.id for one in read_structures([structure], id_column="code")] == ["x7"]
+    with pytest.raises(InputError, match="no id in column 'number'"):
+        read_structures([structure], id_column="number")
+
+
+def test_labels_that_name_a_column_twice_are_refused():
+    import pandas as pd
+
+    labels = pd.DataFrame([["a", 1, 99]], columns=["id", "k", "k"])
+    for source, given in (([record("a")], labels), (labels, None)):
+        with pytest.raises(InputError, match="header names k more than once"):
+            read_structures(source, targets=("k",), labels=given)
+
+
+def test_a_column_of_ids_that_is_asked_for_is_the_only_one(tmp_path):
+    import pandas as pd
+
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    (tmp_path / "sheet.csv").write_text("id,code,k\nnacl,7,1\n")
+    frame = pd.read_csv(tmp_path / "sheet.csv")
+    for labels in (tmp_path / "sheet.csv", frame):
+        with pytest.raises(InputError, match="has no row for it in column 'code'"):
+            read_structures(tmp_path, targets=("k",), labels=labels, id_column="code")
+    with pytest.raises(InputError, match=r"labels: no column 'number' \(--id-column\) among id, code, k"):
+        read_structures(tmp_path, targets=("k",), labels=frame, id_column="number")
 
 
 def test_the_column_of_ids_is_the_one_that_names_the_crystals(tmp_path):

@@ -14,8 +14,8 @@ import tlcgcnn_jax
 from tlcgcnn_jax.array_folder import SKIPPED
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
-from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.options import (
+    a_path,
     check_free_file,
     check_targets,
     checked,
@@ -87,14 +87,12 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     demo = _verb(verbs, "demo", run_demo, "from scratch against transferred on textbook crystals, offline")
-    demo.add_argument("--out", type=user_path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
+    demo.add_argument("--out", type=a_path, default=Path("tlcgcnn-demo"), help="results (default: %(default)s)")
     demo.add_argument("--repeats", type=count, default=3, help="times the folds are drawn anew (default: %(default)s)")
 
     prepare = _verb(verbs, "prepare", run_prepare, "pack crystals and labels once, for many runs")
     prepare.add_argument("input", metavar="INPUT", help="folder or file of crystals, or `textbook`")
-    prepare.add_argument(
-        "--out", type=user_path, required=True, metavar="DATASET", help="folder for the packed dataset"
-    )
+    prepare.add_argument("--out", type=a_path, required=True, metavar="DATASET", help="folder for the packed dataset")
     reading_options(prepare)
     graph_options(prepare)
 
@@ -108,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--source", action="append", metavar="MODEL",
         help="folder of a model, or a shipped name; may be given several times; default: `auto`, the best there is",
     )  # fmt: skip
-    transfer.add_argument("--sources", type=user_path, metavar="DIR", help="further models for `--source auto`")
+    transfer.add_argument("--sources", type=a_path, metavar="DIR", help="further models for `--source auto`")
     transfer.add_argument(
         "--top", type=count, metavar="N",
         help="sources that a strategy of several takes (default: all; with `--source auto` 5 where all is trained)",
@@ -126,10 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     ranking = _verb(verbs, "rank-sources", run_rank_sources, "which source to transfer from, before any training")
     data_argument(ranking)
-    ranking.add_argument(
-        "--sources", type=user_path, metavar="DIR", help="folder of further models or CGCNN checkpoints"
-    )
-    ranking.add_argument("--out", type=user_path, metavar="FILE.csv", help="the table as a file")
+    ranking.add_argument("--sources", type=a_path, metavar="DIR", help="folder of further models or CGCNN checkpoints")
+    ranking.add_argument("--out", type=a_path, metavar="FILE.csv", help="the table as a file")
     ranking.add_argument("--seed", type=int, default=0, help="of the split and the folds (default: %(default)s)")
     reading_options(ranking)
     target_options(ranking)
@@ -138,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict = _verb(verbs, "predict", run_predict, "predict the property of crystals")
     predict.add_argument("model", metavar="MODEL", help="folder of a model or run, or a shipped name")
     predict.add_argument("input", metavar="INPUT", help="folder or file of crystals, a packed dataset, or `textbook`")
-    predict.add_argument("--out", type=user_path, required=True, metavar="FILE.csv")
+    predict.add_argument("--out", type=a_path, required=True, metavar="FILE.csv")
     id_column_option(predict)
     on_error_option(predict)
 
@@ -146,9 +142,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     importer = _verb(verbs, "import-cgcnn", run_import, "read a checkpoint of the original PyTorch CGCNN")
     importer.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=user_path, help=".pth.tar (needs PyTorch), or .npz with .json"
+        "checkpoint", metavar="CHECKPOINT", type=a_path, help=".pth.tar (needs PyTorch), or .npz with .json"
     )
-    importer.add_argument("--out", type=user_path, required=True, metavar="MODEL", help="folder for the model")
+    importer.add_argument("--out", type=a_path, required=True, metavar="MODEL", help="folder for the model")
     importer.add_argument("--target", help="name of the property (default: the file's name)")
     importer.add_argument("--unit", default="", help="unit of the property")
     importer.add_argument(
@@ -156,10 +152,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     study = _verb(verbs, "study", run_study, "a grid of sources, strategies, targets, sizes and seeds, with statistics")
-    study.add_argument("config", metavar="CONFIG.toml", type=user_path, help="its keys: see tlcgcnn_jax.StudyConfig")
-    study.add_argument("--out", type=user_path, required=True, metavar="DIR", help="one with the same study goes on")
+    study.add_argument("config", metavar="CONFIG.toml", type=a_path, help="its keys: see tlcgcnn_jax.StudyConfig")
+    study.add_argument("--out", type=a_path, required=True, metavar="DIR", help="one with the same study goes on")
     study.add_argument(
-        "--data", type=user_path, metavar="DIR", help="where relative paths start (default: CONFIG's folder)"
+        "--data", type=a_path, metavar="DIR", help="where relative paths start (default: CONFIG's folder)"
     )
     study.add_argument(
         "--engine", choices=("local", "ray"), default="local",
@@ -170,8 +166,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     report = _verb(verbs, "report", run_report, "one HTML page on a finished run, a study or the demo")
-    report.add_argument("run_folder", metavar="DIR", type=user_path, help="folder of a run, a study or the demo")
-    report.add_argument("--out", type=user_path, metavar="FILE.html")
+    report.add_argument("run_folder", metavar="DIR", type=a_path, help="folder of a run, a study or the demo")
+    report.add_argument("--out", type=a_path, metavar="FILE.html")
     return parser
 
 

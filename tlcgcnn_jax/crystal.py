@@ -148,9 +148,12 @@ def check_periodic(pbc: Any, lattice: Any, positions: Any, where: str) -> None:
         positions: [n, 3], Cartesian, in Å.
         where: What the message should call the structure.
     """
+    if abs(float(np.linalg.det(np.array(lattice, np.float64)))) < _SMALLEST_VOLUME:
+        return  # `make_crystal` refuses it
     repeats = [True] * 3 if pbc is None else [bool(along) for along in np.broadcast_to(pbc, 3)]
     gaps = [math.inf if along else _vacuum(lattice, positions, axis) for axis, along in enumerate(repeats)]
-    narrow = [f"{name} (vacuum of {gap:.1f} Å)" for name, gap in zip("abc", gaps, strict=True) if gap < VACUUM]
+    least = VACUUM - 1e-3  # what is left of 8 Å by rounding
+    narrow = [f"{name} (vacuum of {gap:.1f} Å)" for name, gap in zip("abc", gaps, strict=True) if gap < least]
     if narrow:
         raise InputError(
             f"{where}: not periodic along {', '.join(narrow)}; its atoms would be neighbours of their images: leave "
@@ -159,15 +162,13 @@ def check_periodic(pbc: Any, lattice: Any, positions: Any, where: str) -> None:
 
 
 def _vacuum(lattice: Any, positions: Any, axis: int) -> float:
-    """Widest layer without atoms across an axis of a repeated cell, in Å; 0 for a cell without volume."""
+    """Widest layer without atoms across an axis of a repeated cell, in Å."""
     cell = np.array(lattice, np.float64)
     normal = np.cross(cell[axis - 2], cell[axis - 1])
-    if not abs(cell[axis] @ normal) >= _SMALLEST_VOLUME or len(positions) == 0:
-        return 0.0
     normal /= np.linalg.norm(normal)
     height = abs(cell[axis] @ normal)
-    layers = np.sort(np.array(positions, np.float64) @ normal % height)
-    return float(np.diff(layers, append=layers[0] + height).max())
+    layers = np.sort(np.array(positions, np.float64).reshape(-1, 3) @ normal % height)
+    return float(np.diff(layers, append=layers[:1] + height).max(initial=0.0))
 
 
 def ordered_species(occupants: Sequence[tuple[str, float]], site: int, where: str) -> str:

@@ -68,6 +68,7 @@ def atoms_entry(
     if name is None:
         return Entry(fallback, where, row=row, problem=_no_id(where, id_column, named))
     try:
+        _check_occupancy(atoms, f"{where} (id {name!r})")
         check_periodic(atoms.pbc, atoms.cell, atoms.get_positions(), f"{where} (id {name!r})")
     except InputError as error:
         return Entry(name, where, row=row, problem=str(error))
@@ -75,9 +76,21 @@ def atoms_entry(
     return Entry(name, where, arrays, "cartesian", row)
 
 
-def structure_entry(structure: Any, where: str, name: str) -> Entry:
-    """A crystal of a pymatgen `Structure`, whose properties are labels."""
-    row, place = dict(structure.properties or {}), f"{where} (id {name!r})"
+def _check_occupancy(atoms: Any, where: str) -> None:
+    """Raise `InputError` for disorder, of which ASE's readers keep the commonest species and a note."""
+    occupancy, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    for kind, species in occupancy.items() if isinstance(occupancy, dict) else ():
+        sites = np.flatnonzero(np.asarray([] if kinds is None else kinds) == int(kind))
+        ordered_species(list(species.items()), int(sites[0]) if len(sites) else int(kind), where)
+
+
+def structure_entry(structure: Any, where: str, fallback: str, id_column: str | None) -> Entry:
+    """A crystal of a pymatgen `Structure`, whose properties are labels, and its id where `id_column` names one."""
+    row = dict(structure.properties or {})
+    name = _name(row, fallback, id_column) if id_column else fallback
+    if name is None:
+        return Entry(fallback, where, row=row, problem=_no_id(where, id_column, row))
+    place = f"{where} (id {name!r})"
     try:
         lattice = structure.lattice
         check_periodic(getattr(lattice, "pbc", None), lattice.matrix, structure.cart_coords, place)

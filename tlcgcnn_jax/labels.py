@@ -35,14 +35,17 @@ class Sheet(NamedTuple):
     data: bytes
 
 
-def read_sheet(labels: Any, targets: Sequence[str], id_columns: Sequence[str], entries: Sequence[Entry]) -> Sheet:
+def read_sheet(
+    labels: Any, targets: Sequence[str], id_column: str | None, usual: Sequence[str], entries: Sequence[Entry]
+) -> Sheet:
     """Labels from wherever the user keeps them.
 
     Args:
         labels: Path of a CSV table with a header; a DataFrame; a Series or a dictionary from ids to labels, or to
             {column: label}.
         targets: Columns that are asked for; labels without a name are those of the only one.
-        id_columns: What the column of the ids may be called; the first whose cells name a crystal is taken.
+        id_column: Column of the ids, which is taken where it is there.
+        usual: What it may be called otherwise; the first whose cells name a crystal is taken.
         entries: The crystals.
 
     Raises:
@@ -50,28 +53,30 @@ def read_sheet(labels: Any, targets: Sequence[str], id_columns: Sequence[str], e
     """
     known = {name for entry in entries for name in _names(entry)}
     if isinstance(labels, str | Path):
-        return _table(user_path(labels), id_columns, known)
+        return _table(user_path(labels), id_column, usual, known)
     if isinstance(labels, Mapping):
         rows = list(labels.items())
-    elif hasattr(labels, "to_frame"):  # a Series
+    elif hasattr(labels, "to_frame") and hasattr(labels, "index"):  # a Series
         rows = list(zip(labels.index, labels.tolist(), strict=True))
         if labels.name is not None:
             rows = [(index, {str(labels.name): value}) for index, value in rows]
     elif hasattr(labels, "columns") and hasattr(labels, "iloc"):
-        return _frame(labels, id_columns, known)
+        return _frame(labels, targets, id_column, usual, known)
     else:
         raise InputError(
             f"labels: found {type(labels).__name__}; expected the path of a CSV table, a DataFrame, a Series, or a "
             "dictionary from ids to labels"
         )
     bare = any(not isinstance(cells, Mapping) for _, cells in rows)
+    if bare and not targets:
+        raise InputError("labels: one value a crystal, and no target that says what it is: name one")
     if bare and len(targets) != 1:
         raise InputError(f"labels: one value a crystal for {len(targets)} targets: give {{id: {{column: value}}}}")
     named = [(id_, dict(cells) if isinstance(cells, Mapping) else {targets[0]: cells}) for id_, cells in rows]
-    return _in_memory(named, "its keys")
+    return _in_memory(named, targets, "its keys")
 
 
-def _table(table: Path, id_columns: Sequence[str], known: set[str]) -> Sheet:
+def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
     if not table.is_file():
         raise InputError(f"{table}: there is no such table of labels")
     rows = read_table(table)
@@ -79,12 +84,11 @@ def _table(table: Path, id_columns: Sequence[str], known: set[str]) -> Sheet:
         raise InputError(f"{table}: expected a header and at least one row of labels")
     header, lines = rows[0], [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
     check_header(header, table)
-    plain = [name.lower() for name in header]
-    there = [header.index(c) for c in id_columns if c in header]
-    there = there or [plain.index(c.lower()) for c in id_columns if c.lower() in plain]
+    there = _id_columns(header, id_column, usual)
     if not there:
+        names = ([id_column] if id_column else []) + [name for name in usual if name != id_column]
         raise InputError(
-            f"{table}: no id column ({' or '.join(id_columns)}) among {', '.join(header)}; name it with id_column "
+            f"{table}: no id column ({' or '.join(names)}) among {', '.join(header)}; name it with id_column "
             "(--id-column)"
         )
     column = next((c for c in there if any(row[c] in known for row in lines)), there[0])
@@ -96,19 +100,45 @@ def _table(table: Path, id_columns: Sequence[str], known: set[str]) -> Sheet:
     return Sheet(str(table), f"column {header[column]!r}", found, table.read_bytes())
 
 
-def _frame(frame: Any, id_columns: Sequence[str], known: set[str]) -> Sheet:
+def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
     columns = [str(column) for column in frame.columns]
+    check_header(columns, "labels")
     rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
-    there = [c for c in id_columns if c in columns]
-    column = next((c for c in there if any(id_text(row[c]) in known for row in rows)), there[0] if there else None)
+    if id_column and id_column != frame.index.name and not (usual or id_column in columns):
+        raise InputError(f"labels: no column {id_column!r} (--id-column) among {', '.join(columns)}")
+    there = [columns[c] for c in _id_columns(columns, id_column, usual)]
+    column = there[0] if id_column in there else None
+    column = column or next((c for c in there if any(id_text(row[c]) in known for row in rows)), None)
+    if column is None and there and not any(id_text(index) in known for index in frame.index):
+        column = there[0]
     ids = frame.index if column is None else [row[column] for row in rows]
-    return _in_memory(list(zip(ids, rows, strict=True)), "its index" if column is None else f"column {column!r}")
+    named = "its index" if column is None else f"column {column!r}"
+    return _in_memory(list(zip(ids, rows, strict=True)), targets, named)
 
 
-def _in_memory(rows: Sequence[tuple[Any, dict[str, Any]]], column: str) -> Sheet:
+def _id_columns(columns: Sequence[str], id_column: str | None, usual: Sequence[str]) -> list[int]:
+    """Which columns may hold the ids: the one that was asked for alone, or else those that are usually called so."""
+    plain = [name.lower() for name in columns]
+    for names in ((id_column,) if id_column else (), usual):
+        if found := [columns.index(name) for name in names if name in columns]:
+            return found
+        if found := [plain.index(name.lower()) for name in names if name.lower() in plain]:
+            return found
+    return []
+
+
+def _in_memory(rows: Sequence[tuple[Any, dict[str, Any]]], targets: Sequence[str], column: str) -> Sheet:
     found = [Entry(id_text(id_) or "", f"labels:{row}", row=cells) for row, (id_, cells) in enumerate(rows)]
-    data = repr([(entry.id, sorted(entry.row.items(), key=str)) for entry in found]).encode()
-    return Sheet("labels", column, found, data)
+    data = sorted((entry.id, *(_plain(entry.row.get(target)) for target in targets)) for entry in found)
+    return Sheet("labels", column, found, repr(data).encode())
+
+
+def _plain(cell: Any) -> str:
+    """A label for the fingerprint: 1, 1.0 and NumPy's are one."""
+    try:
+        return repr(float(cell))
+    except (TypeError, ValueError):
+        return str(cell)
 
 
 def _names(entry: Entry) -> tuple[str, str]:
@@ -173,7 +203,7 @@ def read_table(path: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
 
 
-def check_header(header: list[str], table: Path) -> None:
+def check_header(header: Sequence[str], table: str | Path) -> None:
     """Raise `InputError` where a table names a column twice."""
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{table}: the header names {', '.join(twice)} more than once: rename or remove a column")

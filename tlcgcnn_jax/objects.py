@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tlcgcnn_jax.crystal import Crystal, Record
-from tlcgcnn_jax.entries import GEOMETRY, Entry, atoms_entry, id_text, record_entry, structure_entry
+from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, id_text, record_entry, structure_entry
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.labels import check_header
 from tlcgcnn_jax.readers import path_entry
 
 _FLAT = {"lattice", "species", "frac_coords"}
@@ -30,7 +31,7 @@ def object_entries(source: Any, id_column: str | None) -> Iterator[Entry]:
         return
     if _is_crystal(source):
         source = [source]
-    elif isinstance(source, Mapping) or hasattr(source, "to_frame"):  # a Series
+    elif isinstance(source, Mapping) or (hasattr(source, "to_frame") and hasattr(source, "index")):  # a Series
         source = list(source.items())
     if isinstance(source, bytes) or not isinstance(source, Iterable):
         raise InputError(f"found {type(source).__name__}; expected a path, a DataFrame, or a list of structures")
@@ -60,11 +61,11 @@ def _entry(thing: Any, where: str, name: str, id_column: str | None) -> Entry:
         held = [thing[key] for key in ("structure", "atoms") if thing.get(key) is not None]
         return _described(dict(thing), held[0] if held and not set(thing) >= _FLAT else thing, where, name, id_column)
     if isinstance(thing, str | Path):
-        return path_entry(thing, where, name)
+        return path_entry(thing, where, name, id_column)
     if hasattr(thing, "get_atomic_numbers"):
         return atoms_entry(thing, where, name, id_column, {}, {})
     if hasattr(thing, "frac_coords") and hasattr(thing, "sites"):
-        return structure_entry(thing, where, name)
+        return structure_entry(thing, where, name, id_column)
     problem = f"{where} (id {name!r}): found {type(thing).__name__}; expected {_EXPECTED}"
     return Entry(name, where, problem=problem)
 
@@ -80,16 +81,29 @@ def _described(record: dict[Any, Any], thing: Any, where: str, name: str, id_col
 
 def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     columns = [str(column) for column in frame.columns]
-    first = frame.iloc[0] if len(frame) else [None] * len(columns)
-    holding = (c for c, value in zip(columns, first, strict=True) if _is_crystal(value))
-    geometry = next((c for c in ("structure", "atoms") if c in columns), None) or next(holding, None)
-    if set(columns) >= _FLAT:
-        geometry = None
-    elif geometry is None:
-        raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
+    check_header(columns, "the DataFrame")
+    rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
     if id_column and id_column not in columns:
         raise InputError(f"the DataFrame has no column {id_column!r}; its columns are {', '.join(columns)}")
-    for row, (index, values) in enumerate(zip(frame.index, frame.itertuples(index=False, name=None), strict=True)):
-        record = dict(zip(columns, values, strict=True))
+    flat = set(columns) >= _FLAT
+    geometry = None if flat else _geometry(columns, rows)
+    if not flat and geometry is None:
+        raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
+    column = id_column or next((c for c in ID_COLUMNS if c in columns), None)
+    for number, (index, record) in enumerate(zip(frame.index, rows, strict=True)):
+        where, name = f"DataFrame:{number}", id_text(index) or f"row_{number}"
         thing = record.pop(geometry) if geometry else record
-        yield _described(record, thing, f"DataFrame:{row}", id_text(index) or f"row_{row}", id_column)
+        labels = {key: value for key, value in record.items() if not (flat and key in _FLAT)}
+        found = id_text(record.get(column)) if column else None
+        if id_column and found is None:
+            yield Entry(name, where, row=labels, problem=f"{where}: there is no id in column {id_column!r}")
+            continue
+        yield replace(_entry(thing, where, found or name, None), id=found or name, row=labels)
+
+
+def _geometry(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
+    """The column that holds the crystals, by its first cell that is not empty."""
+    first = {c: next((row[c] for row in rows if id_text(row[c]) or _is_crystal(row[c])), None) for c in columns}
+    holding = [c for c in ("structure", "atoms", *columns) if _is_crystal(first.get(c))]
+    holding += [c for c in ("structure", "atoms") if isinstance(first.get(c), str | Path)]
+    return holding[0] if holding else None

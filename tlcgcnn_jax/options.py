@@ -28,7 +28,7 @@ def reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
     )
-    parser.add_argument("--labels", type=user_path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
+    parser.add_argument("--labels", type=a_path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
     id_column_option(parser)
     on_error_option(parser)
 
@@ -65,7 +65,7 @@ def _settings_options(parser: argparse.ArgumentParser, title: str, default: Any,
         value = getattr(default, name)
         kind: Any = {"clip": float, "patience": int, "milestones": shares}.get(name, type(value))
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        meaning = " ".join(told.get(name, "").split()).rstrip(".").replace("%", "%%")
+        meaning = " ".join(told.get(name, "").split()).rstrip(".").removesuffix(", or None").replace("%", "%%")
         group.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=value, help=f"{meaning} (default: {shown})",
             metavar="X,X" if isinstance(value, tuple) else None,
@@ -91,7 +91,7 @@ def split_options(parser: argparse.ArgumentParser) -> None:
     """Which crystals train, validate and test."""
     group = parser.add_argument_group("split")
     parts = '{"train": [ids], "val": [ids], "test": [ids]}; nothing but train is learnt from'
-    group.add_argument("--split", type=user_path, metavar="FILE.json", help=parts)
+    group.add_argument("--split", type=a_path, metavar="FILE.json", help=parts)
     for part, share in PARTS.items():
         default = "what is left" if part == "train" else f"{share}, or what is left"
         group.add_argument(f"--{part}-ratio", type=float, help=f"share (default: {default})")
@@ -101,7 +101,7 @@ def split_options(parser: argparse.ArgumentParser) -> None:
 def run_options(parser: argparse.ArgumentParser, default: TrainConfig, seeds: int) -> None:
     """Everything that `train` and `transfer` share; the defaults of the training settings and of --seeds differ."""
     data_argument(parser)
-    parser.add_argument("--out", type=user_path, required=True, metavar="RUN", help="for model, errors and pictures")
+    parser.add_argument("--out", type=a_path, required=True, metavar="RUN", help="for model, errors and pictures")
     parser.add_argument(
         "--seeds", type=count, default=seeds, help="networks; more than one make an ensemble (default: %(default)s)"
     )
@@ -253,16 +253,27 @@ def named_input(name: str, targets: Sequence[str]) -> Any:
     return textbook_records(tuple(targets))
 
 
+def a_path(text: str) -> Path:
+    """A path as `user_path` has it."""
+    try:
+        return user_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"it is {value}: at least 1 was expected")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text!r}: a whole number from 1 on was expected")
+    return int(text)
 
 
 def shares(text: str) -> tuple[float, ...]:
     """'0.5,0.8' as numbers."""
-    return tuple(map(float, text.split(",")))
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is {text!r}: numbers with commas between were expected") from error
 
 
 def multiplier(text: str) -> tuple[str, float]:

@@ -1,6 +1,5 @@
 """What a model says of some crystals: values with their standard deviations, intervals and novelty."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tlcgcnn_jax import losses
 from tlcgcnn_jax.blending import weighted_mean, weighted_std
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import Skipped
+from tlcgcnn_jax.files import user_path, write_table
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,17 @@ class Predictions:
         Args:
             path: File.
             labels: [n, n_target] true values to stand beside, NaN where unknown.
+
+        Raises:
+            InputError: The file cannot be written.
         """
         columns: dict[str, Any] = {"id": self.ids}
         if labels is not None:
             for column, target in enumerate(self.targets):
                 columns[f"target:{target.name}" if len(self.targets) > 1 else "target"] = labels[:, column]
         columns.update(self.columns())
-        with open(path, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(columns)
-            for row in zip(*columns.values(), strict=True):
-                writer.writerow([_cell(value) for value in row])
+        rows = (dict(zip(columns, map(_cell, row), strict=True)) for row in zip(*columns.values(), strict=True))
+        write_table(user_path(path), rows, tuple(columns))
 
     @property
     def _parts(self) -> list[tuple[Target, slice]]:
@@ -178,7 +178,8 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 def _cell(value: Any) -> Any:
     """The shortest number that float32 reads as this one; an empty cell for an unknown value."""
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{float(str(np.float32(value))):.9g}"
+        single = 1e-37 < abs(value) < 1e38  # what float32 holds with all its digits
+        return "" if np.isnan(value) else f"{float(str(np.float32(value))) if single else value:.9g}"
     return value
 
 

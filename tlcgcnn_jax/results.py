@@ -249,7 +249,8 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
 def only_study(folder: str | Path) -> Iterator[None]:
     """Make a study's folder, and keep any other study out of it for as long as this one is at work.
 
-    The lock is the operating system's, and ends with the process whatever ends it; the empty file stays.
+    The lock is the operating system's, on the folder itself: it leaves nothing, and ends with the process whatever ends
+    it. Windows and some file systems of clusters have none.
 
     Raises:
         InputError: Another study is at work there, or the folder cannot be written.
@@ -257,19 +258,20 @@ def only_study(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    with handle:
+    with contextlib.ExitStack() as held:
         try:
-            import fcntl  # Windows has none
+            import fcntl
 
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"{folder}: a study is at work here; wait until it has ended, or give another folder (--out)"
             ) from error
-        except (ImportError, OSError):  # nor have some file systems of clusters
+        except (ImportError, OSError):
             pass
         yield
 

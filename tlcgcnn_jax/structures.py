@@ -168,6 +168,7 @@ def scan(
         path = user_path(source)
         reader = readers.find_reader(path)
         _hash_files(digest, path, reader)
+        digest.update(b"ids of rows\0" if reader == "ase" else b"")  # which were others in versions before
         entries = list(readers.read_entries(path, reader, wanted if labels is None else (), id_column))
         if passed := readers.passed_over(path, reader, entries):
             logger.warning("%s", passed)
@@ -181,8 +182,8 @@ def scan(
         raise InputError(f"{name}: there are no crystals in it")
     if labels is not None:
         # Files have no columns, so there the column of ids can only be one of the table.
-        others = () if id_column and reader in ("files", "cgcnn") else ID_COLUMNS
-        sheet = read_sheet(labels, wanted, [*([id_column] if id_column else []), *others], entries)
+        usual = () if id_column and reader in ("files", "cgcnn") else ID_COLUMNS
+        sheet = read_sheet(labels, wanted, id_column, usual, entries)
         digest.update(b"labels\0" + sheet.data)
         entries, name = list(joined(entries, sheet)), sheet.name
     columns = _numeric_columns(entries)
