@@ -55,7 +55,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_no_repeats_are_bad_usage(tmp_path, capsys):
     assert command("demo", "--repeats", 0, "--out", tmp_path / "out") == 2
-    assert "argument --repeats: it is 0: at least 1 was expected" in capsys.readouterr().err
+    assert "argument --repeats: it is '0': a whole number from 1 on was expected" in capsys.readouterr().err
 
 
 def test_no_repeats_are_refused_before_anything_is_written(tmp_path):

@@ -191,6 +191,15 @@ MISTAKES = {
     "one crystal": ({}, CRYSTALS[0], MODULI[:1], "X is a Record: a list of crystals"),
     "a path": ({}, "folder", MODULI, "X is a str: a list of crystals"),
     "all for validation": ({"val_fraction": 1.0}, CRYSTALS, MODULI, "val_fraction is 1.0"),
+    "a share in words": ({"val_fraction": "0.1"}, CRYSTALS, MODULI, "val_fraction is '0.1': a share from 0"),
+    "no share": ({"val_fraction": None}, CRYSTALS, MODULI, "val_fraction is None: a share from 0"),
+    "a dictionary": ({}, {str(i): crystal for i, crystal in enumerate(CRYSTALS)}, MODULI, "X is a dict: a list of cry"),
+    "labels of other rows": (
+        {},
+        frame(CRYSTALS)["structure"],
+        frame(CRYSTALS).assign(k=MODULI)["k"][::-1],
+        "X and y have different indexes: give y.loc",
+    ),
     "no epochs": ({"epochs": 0}, CRYSTALS, MODULI, "epochs is 0"),
     "epochs in words": ({"epochs": "ten"}, CRYSTALS, MODULI, "epochs is 'ten': int was expected"),
     "graphs as a dictionary": ({"graph": {"cutoff": 6}}, CRYSTALS, MODULI, "graph is .*: a GraphConfig was expected"),
@@ -220,3 +229,11 @@ def test_mistakes_in_predicting_are_named(fitted):
     far = CRYSTALS[0].structure._replace(lattice=np.eye(3) * 99)
     with pytest.raises(InputError, match=r"list:1: site 1 \(Ar\) has no neighbour within 8 Å"):
         fitted.predict([CRYSTALS[0], far._replace(atomic_numbers=np.array([18]), frac_coords=np.zeros((1, 3)))])
+
+
+def test_no_advice_to_leave_crystals_out():
+    far = CRYSTALS[0].structure._replace(lattice=np.eye(3) * 99)
+    bad = far._replace(atomic_numbers=np.array([18]), frac_coords=np.zeros((1, 3)))
+    with pytest.raises(InputError, match="list:17: site 1 .* has no neighbour") as error:
+        CGCNNRegressor(**SMALL).fit([*CRYSTALS[:-1], bad], MODULI)
+    assert "on_error" not in str(error.value)

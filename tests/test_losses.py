@@ -44,7 +44,8 @@ REFUSED = {
     "log of zero": (column(1, 0), LOG, "found 0"),
     "log of a negative value": (column(-2, 1), LN, "found -2"),
     "class beyond": (column(0, 2), METAL, "class 2 found, expected 0 to 1"),
-    "half a class": (column(0, 0.5), METAL, "class 0.5 found"),
+    "half a class": (column(0, 0.5), METAL, "class 0.5 found: classes are whole numbers"),
+    "a value as a class": (column(0, 178.43), METAL, "class 178.43 found: classes are whole numbers"),
 }
 
 

@@ -178,6 +178,13 @@ BAD = {
     "missing labels": (np.full(40, np.nan), ROWS, "0 labelled"),
     "equal labels": (np.ones(40), ROWS, "all 30 labels are 1"),
     "other length": (np.arange(39.0), ROWS, r"shape \(39,\) for 40 crystals"),
+    "labels in words": (["54 GPa"] * 40, ROWS, "values: .*54 GPa.*: numbers were expected, one label for each"),
+    "a column's name": ("K", ROWS, "values: .*: numbers were expected"),
+    "another mask": (np.arange(40.0), np.ones(30, bool), r"rows are bool of shape \(30,\): .* a mask of 40"),
+    "rows that are no numbers": (np.arange(40.0), np.linspace(0, 1, 12), "rows are float64 of shape"),
+    "a row twice": (np.arange(40.0), [*ROWS, 3], "rows name a crystal twice, or lie beyond the 40"),
+    "a row beyond": (np.arange(40.0), [*ROWS, 40], "lie beyond the 40 that there are: 0 to 39"),
+    "a row before": (np.arange(40.0), [*ROWS, -1], "lie beyond the 40"),
 }
 
 
@@ -185,6 +192,18 @@ BAD = {
 def test_bad_labels_are_told(crystals, values, rows, message):
     with pytest.raises(InputError, match=message):
         rank_sources(crystals, SOURCES, values, rows)
+
+
+def test_a_mask_is_the_rows_that_it_names(crystals, labels):
+    mask = np.isin(np.arange(40), ROWS)
+    one, other = (rank_sources(crystals, {"knows": model()}, labels, rows) for rows in (mask, ROWS))
+    assert (one[0].ridge_mae, one[0].log_me) == (other[0].ridge_mae, other[0].log_me)
+
+
+def test_sources_may_be_named(crystals, labels, tmp_path):
+    folder = str(model().save(tmp_path / "knows"))
+    assert [score.name for score in rank_sources(crystals, [folder], labels, ROWS)] == [folder]
+    assert [score.name for score in rank_sources(crystals, {"k": folder}, labels, ROWS)] == ["k"]
 
 
 @pytest.mark.parametrize("score", [log_me, ridge_cv_mae])

@@ -21,6 +21,7 @@ from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.feature_model import FeatureModel
+from tlcgcnn_jax.graph_sets import pack_graphs
 from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import Strategy
@@ -129,7 +130,7 @@ def test_a_strategy_trains_what_it_says_and_nothing_else(name, kept):
 
 def test_multipliers_and_strategies_of_ones_own():
     keep = Strategy("keep the embedding", "all but the embedding is trained", ("head/*",), (("*", 1.0),))
-    moved = transfer(records(), source(), keep, K, multipliers=(("embedding/*", 0),), config=ONE_EPOCH, seeds=1)
+    moved = transfer(records(), source(), keep, K, multipliers={"embedding/*": 0}, config=ONE_EPOCH, seeds=1)
     before, after = flatten(source().members[0]), flatten(moved.model.members[0])
     changed = {path.split("/")[1] for path in after if not np.array_equal(before[path], after[path])}
     assert changed == {"conv_0", "head"}
@@ -415,6 +416,7 @@ def test_unlike_crystals_are_named(run, caplog):
     assert np.mean(usual > 1) < np.mean(predictions.novelty > 1)
 
 
+CLASSES = "classification"
 REFUSED = {
     "no target": (lambda: fit(records()), "Name at least one target column"),
     "a dataset without targets": (lambda: fit(build_dataset(records(4))), "prepared without a target column"),
@@ -440,6 +442,33 @@ REFUSED = {
     "sizes as a dictionary": (lambda: fit(records(), K, model={"width": 8}), "model is .*: a ModelConfig was expected"),
     "graphs as a dictionary": (lambda: fit(records(), K, graph={"cutoff": 6}), "graph is .*: a GraphConfig was expec"),
     "a split by its file": (lambda: transfer(records(), source(), "full", K, split="split.json"), "a Split was expect"),
+    "a split of ids": (
+        lambda: fit(records(), K, split={"train": [record.id for record in textbook_records(())]}),
+        r"^split is \{'train': .{,220}: a Split was expected \(tlcgcnn_jax.Split\); read_split makes one of ids$",
+    ),
+    "no target at all": (lambda: fit(records(), None), "targets: found None: a column's name, a Target"),
+    "labels of a dataset": (
+        lambda: fit(build_dataset(records(4), targets=(K,)), K, labels={"diamond-C": 1.0}),
+        "labels: the dataset is packed with its labels and ids: give labels to build_dataset",
+    ),
+    "ids of graph sets": (
+        lambda: fit(pack_graphs(records(4), [GraphConfig()], targets=(K,)), K, id_column="name"),
+        "id_column: the dataset is packed with its labels and ids",
+    ),
+    "a dataset with a wrong word": (
+        lambda: fit(build_dataset(records(4), targets=(K,)), K, on_error="ignore"),
+        "on_error is 'ignore'",
+    ),
+    "labels that are all equal": (
+        lambda: fit([replace(record, targets={K: 100.0}) for record in records()], K),
+        f"target {K}: all 16 labels are 100: there is nothing to learn",
+    ),
+    "one class": (
+        lambda: transfer(
+            [replace(record, targets={"m": 1.0}) for record in records()], source(), targets=Target("m", kind=CLASSES)
+        ),
+        "target m: all 16 labels are 1: there is nothing to learn",
+    ),
     "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),
     "unknown strategy": (lambda: transfer(records(), source(), "half", K), "no strategy 'half'; there are: scratch"),
     "unknown regressor": (

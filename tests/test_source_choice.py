@@ -50,6 +50,7 @@ def test_a_pool_is_named_by_what_it_was_given(tmp_path):
     assert list(find_pool([str(folder), "mp-formation-energy"]).models) == [str(folder), "mp-formation-energy"]
     assert list(find_pool(source()).models) == ["a model in memory"]
     assert list(find_pool({"mine": source()}).models) == ["mine"]
+    assert find_pool({"mine": str(folder)}).models["mine"].targets == source().targets
     found = find_pool("auto", tmp_path)
     assert found.auto and set(found.models) == {"gap", *shipped()}
     assert find_pool(found) is found

@@ -81,6 +81,17 @@ def test_comparison(baseline, other, word):
     assert found.n_crystals == len(baseline)
 
 
+def test_nothing_is_gained_on_no_error():
+    none, some = np.zeros(40), np.ones(40)
+    for other in (none, some):
+        found = compare(none, other)
+        assert np.isnan([found.gain_percent, found.low, found.high]).all() and found.verdict == "no evidence"
+    ways = [[SeedErrors(seed, np.arange(40), errors) for seed in range(3)] for errors in (none, some)]
+    assert np.isnan(compare_runs(*ways).gain_percent) and compare_runs(*ways).verdict == "no evidence"
+    rare = np.r_[np.ones(2), np.zeros(38)]  # some resamples have no error
+    assert np.isfinite(compare(rare, 0.5 * rare).low)
+
+
 def test_comparison_is_seeded():
     other = RNG.permutation(ERRORS)
     assert compare(ERRORS, other, seed=3) == compare(ERRORS, other, seed=3)

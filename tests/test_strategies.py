@@ -209,6 +209,10 @@ def test_strategies_that_make_no_sense(change, told):
         Strategy("own", "", (), (("*", 1.0),), **change)
 
 
+def test_multipliers_may_be_a_dictionary():
+    assert find_strategy("full", {"conv_*": 0.1}) == find_strategy("full", (("conv_*", 0.1),))
+
+
 def test_multipliers_count_in_every_phase():
     strategy = find_strategy("head_then_full", (("head/output/*", 0.5),))
     assert [rates[0] for _, rates in strategy.phases(10)] == [("head/output/*", 0.5)] * 2
@@ -305,6 +309,12 @@ def test_unknown_strategy():
 def test_multipliers_that_make_no_sense(rate):
     with pytest.raises(InputError, match="conv_"):
         find_strategy("full", (("conv_*", rate),))
+
+
+@pytest.mark.parametrize("multipliers", [0.1, ("conv_*", 0.1), {"conv_*": "slow"}, [("conv_*",)]])
+def test_multipliers_of_another_form(multipliers):
+    with pytest.raises(InputError, match=r"multipliers are .*: \(pattern, number\) each was expected"):
+        find_strategy("full", multipliers)
 
 
 def test_own_strategy():

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tlcgcnn_jax import Crystal, Record
+from tlcgcnn_jax import Crystal, Record, Target
 from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.poscar import read_poscar
@@ -475,7 +475,21 @@ def test_what_would_be_another_crystal_is_refused_in_each_format_that_says_so(tm
     connect(str(tmp_path / "s.db")).write(atoms)
     lattice = Lattice(np.array(atoms.cell), pbc=np.broadcast_to(pbc, 3).tolist())
     structure = Structure(lattice, ["Cs", "Cl"], atoms.get_positions(), coords_are_cartesian=True)
-    for source in (tmp_path / "s.extxyz", tmp_path / "s.db", [atoms], [structure], [structure.as_dict()]):
+    flat = {
+        "lattice": lattice.matrix,
+        "species": ["Cs", "Cl"],
+        "frac_coords": structure.frac_coords,
+        "pbc": lattice.pbc,
+    }
+    jarvis = {
+        "lattice_mat": lattice.matrix,
+        "elements": ["Cs", "Cl"],
+        "coords": structure.frac_coords,
+        "pbc": lattice.pbc,
+    }
+    for source in (
+        tmp_path / "s.extxyz", tmp_path / "s.db", [atoms], [structure], [structure.as_dict()], [flat], [jarvis],
+    ):  # fmt: skip
         if axes is None:
             assert len(read_structures(source)) == 1
             continue
@@ -495,7 +509,7 @@ def test_a_vacuum_of_just_the_cutoff_is_wide_enough():
 def test_atoms_of_ase_without_a_cell_are_told_so():
     from ase.build import molecule
 
-    with pytest.raises(InputError, match="the cell has no volume"):
+    with pytest.raises(InputError, match="not periodic along a, b, c, and its cell has no volume"):
         read_structures([molecule("H2O")])
 
 
@@ -638,7 +652,8 @@ def test_the_energy_of_an_ase_database_is_a_label(tmp_path):
 LABELS = {
     "no such table": (None, "no such table"),
     "no id column": ("code,k\nnacl,1\n", "no id column .* among code, k"),
-    "no row for a crystal": ("id,k\nother,1\n", "has no row for it"),
+    "no row for any crystal": ("id,k\nother,1\n", "names none of the crystals: there it is 'other' …, here 'nacl'"),
+    "a cell with a unit": ("id,k\nnacl,5 GPa\n", r"sheet\.csv:2 \(id 'nacl'\): k is '5 GPa', not a number"),
     "a row without crystal": ("id,k\nnacl,1\nother,1\n", r"sheet\.csv:3: id 'other' has no structure"),
     "an id twice": (
         "id,k\nnacl,1\nnacl,2\n",
@@ -717,6 +732,41 @@ def test_a_frame_is_read_by_what_its_cells_hold():
     assert [one.id for one in read_structures(frame)] == ["mp-1", "v"]  # one column for all, then the index
 
 
+def test_ids_of_a_frame_may_be_called_in_capitals():
+    import pandas as pd
+
+    frame = pd.DataFrame({"ID": ["x", "y"], "structure": [atoms_of_ase()] * 2})
+    assert [one.id for one in read_structures(frame)] == ["x", "y"]
+
+
+def test_documents_of_an_interface_are_read_as_their_dictionaries():
+    class Document:
+        def model_dump(self):
+            return {**record("mp-1"), "k": 1.5}
+
+    found = read_structures([Document()], targets=Target("k"))
+    assert found[0].id == "mp-1" and found[0].targets == {"k": 1.5}
+
+
+NO_SOURCE = {
+    "nothing": (lambda folder: "", "found an empty path"),
+    "a packed dataset": (lambda folder: folder, "is a packed dataset: read it with tlcgcnn_jax.load_dataset"),
+}
+
+
+@pytest.mark.parametrize("source, message", NO_SOURCE.values(), ids=NO_SOURCE.keys())
+def test_what_is_no_source_is_told(tmp_path, source, message):
+    (tmp_path / "senders.npy").write_text("")
+    with pytest.raises(InputError, match=message):
+        read_structures(source(tmp_path))
+
+
+def test_files_of_structures_have_no_labels(tmp_path):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    with pytest.raises(InputError, match=r"no column k; files of structures have no labels: give a sheet"):
+        read_structures(tmp_path, targets=("k",))
+
+
 def test_a_property_of_a_structure_may_be_its_id():
     from pymatgen.core import Structure
 
@@ -742,7 +792,7 @@ def test_a_column_of_ids_that_is_asked_for_is_the_only_one(tmp_path):
     (tmp_path / "sheet.csv").write_text("id,code,k\nnacl,7,1\n")
     frame = pd.read_csv(tmp_path / "sheet.csv")
     for labels in (tmp_path / "sheet.csv", frame):
-        with pytest.raises(InputError, match="has no row for it in column 'code'"):
+        with pytest.raises(InputError, match="'code' names none of the crystals: there it is '7' …, here 'nacl'"):
             read_structures(tmp_path, targets=("k",), labels=labels, id_column="code")
     with pytest.raises(InputError, match=r"labels: no column 'number' \(--id-column\) among id, code, k"):
         read_structures(tmp_path, targets=("k",), labels=frame, id_column="number")
@@ -752,7 +802,7 @@ def test_the_column_of_ids_is_the_one_that_names_the_crystals(tmp_path):
     (tmp_path / "nacl.cif").write_text(NACL_CIF)
     (tmp_path / "sheet.csv").write_text("id,file,k\nmp-22862,nacl.cif,1\n")
     assert read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv")[0].targets == {"k": 1}
-    with pytest.raises(InputError, match="has no row for it in column 'id'"):
+    with pytest.raises(InputError, match="column 'id' names none of the crystals"):
         read_structures(tmp_path, targets=("k",), labels=tmp_path / "sheet.csv", id_column="id")
 
 

@@ -542,6 +542,15 @@ def test_labels_that_sources_cannot_be_ranked_by_are_told_before_any_run(data, t
         run_study(study, tmp_path / "out", data=data)
 
 
+def test_labels_that_are_all_equal_are_told_before_any_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_file, "run_tasks", lambda *_, **__: pytest.fail("ran"))
+    crystals = [dataclasses.replace(record, targets={tiny.K: 100.0}) for record in tiny.records(60)]
+    tiny.write_lines(tmp_path / "k.jsonl", crystals)
+    study = dataclasses.replace(STUDY, sources=(), pool="", strategies=())
+    with pytest.raises(InputError, match="target K: all 58 labels are 2: there is nothing to learn"):
+        run_study(study, tmp_path / "out", data=tmp_path)
+
+
 def test_another_study_in_the_same_folder_is_not_mistaken_for_the_first(data, tmp_path):
     """What a process has read of the first one is not of use for the second."""
     study = dataclasses.replace(STUDY, strategies=("full",), pool="", seeds=1)

@@ -115,6 +115,11 @@ BAD = {
     "a source of nothing": (TARGET + '[[sources]]\nname = "a"', "either model, or data"),
     "a source without a column": (TARGET + '[[sources]]\ndata = "a"', "without a column|a source: data"),
     "a reserved name": (TARGET + '[[sources]]\nmodel = "x"\nname = "all"', "stands for a choice"),
+    "a source by its name": (
+        'sources = ["mp-elastic"]\n' + TARGET,
+        r"sources is \['mp-elastic'\]: a table \[\[sources\]\] each was expected, with model = \"mp-elastic\"",
+    ),
+    "a target that is no list": ('[targets]\ncolumn = "k"\n', r"a table \[\[targets\]\] each was expected"),
     "too long a list": (
         TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = [["*", 1, 2]]',
         "2 entr",

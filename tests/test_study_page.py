@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -11,12 +12,15 @@ import made_up_study
 import numpy as np
 import pytest
 
+from tlcgcnn_jax import analysis as analysis_file
 from tlcgcnn_jax.analysis import analyse
 from tlcgcnn_jax.page import number
 from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.results import StudyResults, start_study
+from tlcgcnn_jax.statistics import compare_runs
 from tlcgcnn_jax.study_data import rounded
 from tlcgcnn_jax.study_page import SECTIONS, study_page
+from tlcgcnn_jax.study_plots import study_pictures
 
 NASTY = '</script><b onclick="x">&\u2028$x$'
 SMALL = {"sizes": (50, 100), "seeds": 3, "n_test": 25, "n_val": 15}
@@ -236,6 +240,18 @@ def test_any_study_has_a_page(tmp_path, changes, absent):
     points = [point for way in data["targets"][0]["ways"] for point in way["points"]]
     assert any(point["calibration"] for point in points) == ("Calibration" not in absent)
     assert "NaN" not in page.scripts[0][1]
+
+
+def test_nothing_is_gained_on_no_error(tmp_path, monkeypatch):
+    unknown = {"gain_percent": math.nan, "low": math.nan, "high": math.nan, "verdict": "no evidence"}
+    compared = lambda *runs, **settings: dataclasses.replace(compare_runs(*runs, **settings), **unknown)
+    monkeypatch.setattr(analysis_file, "compare_runs", compared)
+    results = made_up_study.write(tmp_path / "study", **SMALL)
+    analysis = analyse(results)
+    assert any("gained nothing on scratch, whose error is 0" in sentence for sentence in analysis.sentences)
+    page = study_page(results, analysis)
+    assert not re.search(r"\bnan\b", page) and '<td data-target="band_gap">–</td>' in page
+    study_pictures(results, analysis, tmp_path)
 
 
 def test_unfinished_studies(tmp_path):

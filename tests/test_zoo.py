@@ -87,6 +87,11 @@ def test_a_name_that_is_not_shipped_is_answered_by_those_that_are():
         load_model("mp-nothing")
 
 
+def test_what_names_no_model_is_told():
+    with pytest.raises(InputError, match="the model is None: a folder's path, or the name of a shipped one, was expec"):
+        load_model(None)
+
+
 def test_a_folder_is_loaded_as_it_was_saved(tmp_path):
     source().save(tmp_path / "model")
     again = load_model(tmp_path / "model")
@@ -159,3 +164,6 @@ def test_a_folder_without_sources_is_told(tmp_path):
         find_sources(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no source model; folders with"):
         find_sources(tmp_path)
+    source().save(tmp_path / "gap")
+    with pytest.raises(InputError, match=f"gap: is a model itself; give the folder above it, {tmp_path}"):
+        find_sources(tmp_path / "gap")

@@ -320,6 +320,8 @@ def _gain_words(found: Comparison | None, reference: str, seeds: int) -> str:
     """A gain as a predicate, e.g. "gains 21 % over scratch (12 to 29 %, 5 seeds)"."""
     if found is None:
         return f"is not compared with {reference or 'that'}: there is no seed of both"
+    if math.isnan(found.gain_percent):
+        return f"has gained nothing on {reference or 'that'}, whose error is 0"
     n, gains = len(found.seed_gains), found.gain_percent >= 0
     verb, link = ("gains", "over") if gains else ("loses", "against")
     low, high = (found.low, found.high) if gains else (-found.high, -found.low)

@@ -184,6 +184,8 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
     graph = checked(parser, GraphConfig, options)
     check_targets(options, parser)
+    if options.labels and not options.target:
+        parser.error("--labels is given, but no --target COLUMN that says which of its columns to keep")
     dataset = build_dataset(
         named_input(options.input, options.target), targets=tuple(options.target), graph=graph, labels=options.labels,
         id_column=options.id_column, out=options.out, on_error=options.on_error, progress=is_watched(),

@@ -122,6 +122,17 @@ class Target:
         return self.classes if self.kind == "classification" else 1
 
 
+def target_names(targets: Any) -> tuple[str, ...]:
+    """Columns of one target or of several, each a name or a `Target`.
+
+    Example:
+        >>> target_names("gap"), target_names([Target("k"), "g"])
+        (('gap',), ('k', 'g'))
+    """
+    several = (targets,) if isinstance(targets, str | Target) else targets
+    return tuple(target.name if isinstance(target, Target) else str(target) for target in several)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of the network (Xie & Grossman, Phys. Rev. Lett. 120, 145301 (2018)).

@@ -148,16 +148,21 @@ def check_periodic(pbc: Any, lattice: Any, positions: Any, where: str) -> None:
         positions: [n, 3], Cartesian, in Å.
         where: What the message should call the structure.
     """
-    if abs(float(np.linalg.det(np.array(lattice, np.float64)))) < _SMALLEST_VOLUME:
-        return  # `make_crystal` refuses it
     repeats = [True] * 3 if pbc is None else [bool(along) for along in np.broadcast_to(pbc, 3)]
+    if all(repeats):
+        return
+    if abs(float(np.linalg.det(np.array(lattice, np.float64)))) < _SMALLEST_VOLUME:
+        ends = ", ".join(name for name, along in zip("abc", repeats, strict=True) if not along)
+        raise InputError(
+            f"{where}: not periodic along {ends}, and its cell has no volume: give it one with {VACUUM:g} Å of vacuum"
+        )
     gaps = [math.inf if along else _vacuum(lattice, positions, axis) for axis, along in enumerate(repeats)]
     least = VACUUM - 1e-3  # what is left of 8 Å by rounding
     narrow = [f"{name} (vacuum of {gap:.1f} Å)" for name, gap in zip("abc", gaps, strict=True) if gap < least]
     if narrow:
         raise InputError(
             f"{where}: not periodic along {', '.join(narrow)}; its atoms would be neighbours of their images: leave "
-            f"{VACUUM:g} Å of vacuum, or set pbc where the cell does repeat"
+            f"{VACUUM:g} Å of vacuum (more for a larger cutoff), or set pbc where the cell does repeat"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.array_folder import FolderWriter, check_free, read_folder, read_manifest
-from tlcgcnn_jax.config import GraphConfig, from_dict, to_dict
+from tlcgcnn_jax.config import GraphConfig, from_dict, target_names, to_dict
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graphs import build_graphs
@@ -222,7 +222,7 @@ def build_dataset(
         ['ClCs']
     """
     check_on_error(on_error)
-    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    names = target_names(targets)
     if out is not None:
         out = user_path(out)
         check_free(out, {*_ARRAYS, "crystals"})

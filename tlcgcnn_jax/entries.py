@@ -17,7 +17,8 @@ GEOMETRY = {"formula", "lattice", "species", "frac_coords", "structure", "atoms"
 class Entry:
     """A crystal that was found: its name, its labels as they stand, and what `structures.parse` needs.
 
-    `problem` says why it cannot be used, where that shows before the geometry is read.
+    `problem` says why it cannot be used, where that shows before the geometry is read; `labelled` where its labels
+    stand, if not with it.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Entry:
     format: str = ""
     row: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    labelled: str = ""
 
 
 def record_entry(record: Any, payload: Any, where: str, fallback: str, id_column: str | None) -> Entry:
@@ -85,9 +87,9 @@ def _check_occupancy(atoms: Any, where: str) -> None:
 
 
 def structure_entry(structure: Any, where: str, fallback: str, id_column: str | None) -> Entry:
-    """A crystal of a pymatgen `Structure`, whose properties are labels, and its id where `id_column` names one."""
+    """A crystal of a pymatgen `Structure`, whose properties are its labels, and its id where they have one."""
     row = dict(structure.properties or {})
-    name = _name(row, fallback, id_column) if id_column else fallback
+    name = _name(row, fallback, id_column)
     if name is None:
         return Entry(fallback, where, row=row, problem=_no_id(where, id_column, row))
     place = f"{where} (id {name!r})"

@@ -1,7 +1,8 @@
 """The network as a scikit-learn regressor, for cross-validation, pipelines and searches."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         weight_decay: float = 1e-4,
         loss: str = "mae",
         patience: int | None = None,
-        multipliers: Rates = (),
+        multipliers: Rates | Mapping[str, float] = (),
         seeds: int = 1,
         val_fraction: float = 0.1,
         transform: str = "identity",
@@ -124,14 +125,16 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         crystals, labels = _crystals(X), _labels(y)
         if len(crystals) != len(labels):
             raise InputError(f"{len(crystals)} crystals and {len(labels)} labels: one label for each was expected")
-        if not 0 <= self.val_fraction < 1:
-            raise InputError(f"val_fraction is {self.val_fraction}: a share from 0 to below 1 was expected")
+        if hasattr(X, "iloc") and hasattr(y, "iloc") and not X.index.equals(y.index):
+            raise InputError("X and y have different indexes: give y.loc[X.index], or y.to_numpy() if the order is one")
+        if not isinstance(self.val_fraction, Real) or not 0 <= self.val_fraction < 1:
+            raise InputError(f"val_fraction is {self.val_fraction!r}: a share from 0 to below 1 was expected")
         if self.source is None and (self.strategy not in ("full", "scratch") or self.multipliers):
             what = "multipliers" if self.multipliers else f"strategy {self.strategy!r}"
             raise InputError(f"{what} goes with a source: give one, for example source='auto'")
         pool = None if self.source is None else find_pool(self.source)
         graphs = needed_graphs(self.strategy, pool) if pool else (self.graph or GraphConfig(),)
-        packed = pack_graphs(crystals, graphs, progress=self.verbose)
+        packed = _packed(crystals, graphs, self.verbose)
         target = Target("target", transform=self.transform)
         column = labels.astype(np.float32)[:, None]
         labelled = [
@@ -156,7 +159,8 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             NotFittedError: `fit` was not called before.
         """
         check_is_fitted(self, "model_")
-        predictions: Predictions = predict_crystals(self.model_, _crystals(X), progress=self.verbose)
+        packed = _packed(_crystals(X), self.model_.graphs, self.verbose)
+        predictions: Predictions = predict_crystals(self.model_, packed)
         if not return_std:
             return predictions.mean[:, 0]
         if predictions.std is None:
@@ -186,7 +190,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             )
         return transfer(
             crystals, pool, self.strategy, target, split=split, deal=True, config=config,
-            multipliers=tuple(self.multipliers), seeds=self.seeds, progress=self.verbose,
+            multipliers=self.multipliers, seeds=self.seeds, progress=self.verbose,
         )  # fmt: skip
 
     def __sklearn_tags__(self) -> Any:
@@ -202,9 +206,17 @@ def _crystals(X: Any) -> list[tuple[str, Any]]:
         if "structure" not in X.columns:
             raise InputError(f"the DataFrame has no column 'structure'; it has {', '.join(map(str, X.columns))}")
         X = X["structure"]
-    if isinstance(X, str | Path | CrystalDataset | Record) or hasattr(X, "lattice"):
+    if isinstance(X, str | Path | CrystalDataset | Record | Mapping) or hasattr(X, "lattice"):
         raise InputError(f"X is a {type(X).__name__}: a list of crystals was expected")
     return list(_positions(X))
+
+
+def _packed(crystals: list[tuple[str, Any]], graphs: Iterable[GraphConfig], progress: bool) -> GraphSets:
+    """All crystals as graphs; none can be left out, so that the advice to do so is not given."""
+    packed = pack_graphs(crystals, graphs, on_error="skip", progress=progress)
+    if packed.skipped:
+        raise InputError(packed.skipped[0].reason)
+    return packed
 
 
 def _positions(X: Any) -> Iterator[tuple[str, Any]]:

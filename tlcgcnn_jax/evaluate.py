@@ -60,9 +60,7 @@ def predict(
             f"the model is of type {type(model).__name__}: give one from load_model, its name or folder, or the "
             "`model` of a result"
         )
-    crystals = inputs if isinstance(inputs, GraphSets) else pack_graphs(
-        inputs, model.graphs, id_column=id_column, on_error=on_error, progress=progress
-    )  # fmt: skip
+    crystals = pack_graphs(inputs, model.graphs, id_column=id_column, on_error=on_error, progress=progress)
     found = replace(predict_packed(model, crystals, batch_size), skipped=tuple(crystals.skipped))
     if found.novel:
         logger.warning("%s", found.novel)

@@ -17,8 +17,10 @@ def user_path(given: str | Path) -> Path:
     """The path that a user means: `~` is the home folder, which a shell does not put in everywhere.
 
     Raises:
-        InputError: This is the text of a file and not its name.
+        InputError: This is the text of a file and not its name, or nothing.
     """
+    if given == "":  # which would be the working folder
+        raise InputError("found an empty path; expected that of a file or a folder")
     if "\n" in str(given) or any(len(os.fsencode(part)) > 255 for part in Path(given).parts):  # no file's name
         raise InputError(
             f"found text that begins with {str(given)[:40]!r}; expected a path: write the text to a file, and give that"

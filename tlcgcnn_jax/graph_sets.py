@@ -7,7 +7,7 @@ from typing import Any
 from tlcgcnn_jax.bundle import check_same_graph
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
-from tlcgcnn_jax.errors import InputError, Skipped
+from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +60,17 @@ def pack_graphs(
     """Pack crystals once for each kind of graph.
 
     Args:
-        source: Whatever `read_structures` takes. A packed dataset is taken as it is, with its one kind of graph.
+        source: Whatever `read_structures` takes. What is packed is taken as it is, with its own kinds of graphs.
         graphs: Graph settings; those that differ in `places` alone share a dataset.
         targets: As in `build_dataset`, like everything below.
-        labels: Joined by id, as in `read_structures`.
-        id_column: Column that holds the ids.
+        labels: Joined by id, as in `read_structures`; not with what is packed.
+        id_column: Column that holds the ids; likewise.
         on_error: "raise" stops at a crystal that cannot be used under any one of the settings; "skip" leaves it out
             of every dataset, so that rows mean the same crystal everywhere.
         progress: Show bars.
 
     Raises:
-        InputError: As `build_dataset`; or no crystal can be used under all settings.
+        InputError: As `build_dataset`; no crystal can be used under all settings; or labels for what is packed.
 
     Example:
         >>> from tlcgcnn_jax import textbook_records
@@ -79,8 +79,12 @@ def pack_graphs(
         >>> len(crystals.datasets), crystals[original].ids == crystals[GraphConfig()].ids
         (2, True)
     """
-    if isinstance(source, CrystalDataset):
-        return GraphSets((source,), tuple(source.skipped))
+    check_on_error(on_error)
+    if isinstance(source, CrystalDataset | GraphSets):
+        if labels is not None or id_column is not None:
+            what = "id_column" if labels is None else "labels"
+            raise InputError(f"{what}: the dataset is packed with its labels and ids: give {what} to build_dataset")
+        return source if isinstance(source, GraphSets) else GraphSets((source,), tuple(source.skipped))
     if isinstance(source, Iterator):
         source = list(source)  # it is read once for each kind of graph
     distinct: list[GraphConfig] = []

@@ -51,13 +51,13 @@ def read_sheet(
     Raises:
         InputError: There is no such table, no column of ids, or a column is named twice.
     """
-    known = {name for entry in entries for name in _names(entry)}
+    known, column = {name for entry in entries for name in _names(entry)}, "its keys"
     if isinstance(labels, str | Path):
         return _table(user_path(labels), id_column, usual, known)
     if isinstance(labels, Mapping):
         rows = list(labels.items())
     elif hasattr(labels, "to_frame") and hasattr(labels, "index"):  # a Series
-        rows = list(zip(labels.index, labels.tolist(), strict=True))
+        rows, column = list(zip(labels.index, labels.tolist(), strict=True)), "its index"
         if labels.name is not None:
             rows = [(index, {str(labels.name): value}) for index, value in rows]
     elif hasattr(labels, "columns") and hasattr(labels, "iloc"):
@@ -65,7 +65,7 @@ def read_sheet(
     else:
         raise InputError(
             f"labels: found {type(labels).__name__}; expected the path of a CSV table, a DataFrame, a Series, or a "
-            "dictionary from ids to labels"
+            "dictionary from ids to labels, such as dict(zip(ids, values))"
         )
     bare = any(not isinstance(cells, Mapping) for _, cells in rows)
     if bare and not targets:
@@ -73,7 +73,7 @@ def read_sheet(
     if bare and len(targets) != 1:
         raise InputError(f"labels: one value a crystal for {len(targets)} targets: give {{id: {{column: value}}}}")
     named = [(id_, dict(cells) if isinstance(cells, Mapping) else {targets[0]: cells}) for id_, cells in rows]
-    return _in_memory(named, targets, "its keys")
+    return _in_memory(named, targets, column)
 
 
 def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
@@ -84,7 +84,7 @@ def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[
         raise InputError(f"{table}: expected a header and at least one row of labels")
     header, lines = rows[0], [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
     check_header(header, table)
-    there = _id_columns(header, id_column, usual)
+    there = id_columns(header, id_column, usual)
     if not there:
         names = ([id_column] if id_column else []) + [name for name in usual if name != id_column]
         raise InputError(
@@ -106,7 +106,7 @@ def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Seq
     rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
     if id_column and id_column != frame.index.name and not (usual or id_column in columns):
         raise InputError(f"labels: no column {id_column!r} (--id-column) among {', '.join(columns)}")
-    there = [columns[c] for c in _id_columns(columns, id_column, usual)]
+    there = [columns[c] for c in id_columns(columns, id_column, usual)]
     column = there[0] if id_column in there else None
     column = column or next((c for c in there if any(id_text(row[c]) in known for row in rows)), None)
     if column is None and there and not any(id_text(index) in known for index in frame.index):
@@ -116,7 +116,7 @@ def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Seq
     return _in_memory(list(zip(ids, rows, strict=True)), targets, named)
 
 
-def _id_columns(columns: Sequence[str], id_column: str | None, usual: Sequence[str]) -> list[int]:
+def id_columns(columns: Sequence[str], id_column: str | None, usual: Sequence[str]) -> list[int]:
     """Which columns may hold the ids: the one that was asked for alone, or else those that are usually called so."""
     plain = [name.lower() for name in columns]
     for names in ((id_column,) if id_column else (), usual):
@@ -150,7 +150,7 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
     """The crystals with their labels, and as problems those without a row and rows without a crystal.
 
     Raises:
-        InputError: The sheet names a crystal twice.
+        InputError: The sheet names a crystal twice, or none of them.
     """
     by_id: dict[str, Entry] = {}
     for row in sheet.rows:
@@ -159,6 +159,13 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
                 f"{row.where}: the id {row.id!r} stands twice in {sheet.column}, first at {first.where}: remove one, "
                 "or name another column with id_column (--id-column)"
             )
+    whole = [entry for entry in entries if not entry.problem]
+    if whole and not any(name in by_id for entry in whole for name in _names(entry)):
+        theirs, ours = (", ".join(map(repr, list(ids)[:3])) for ids in (by_id, [entry.id for entry in whole]))
+        raise InputError(
+            f"{sheet.name}: {sheet.column} names none of the crystals: there it is {theirs} …, here {ours} …; ids must "
+            "be the same, or name another column with id_column (--id-column)"
+        )
     used = set()
     for entry in entries:
         name = next((name for name in _names(entry) if name in by_id), None)
@@ -168,7 +175,7 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
             continue
         used.add(name)
         row = by_id[name]
-        yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem)
+        yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem, labelled=row.where)
     for name, row in by_id.items():
         if name not in used:
             problem = f"{row.where}: id {name!r} has no structure in what was read (ids are those of {sheet.column})"
@@ -228,7 +235,7 @@ def numbers(entry: Entry, targets: Sequence[str]) -> dict[str, float]:
     Raises:
         InputError: All of them are missing, or one is no number.
     """
-    where = f"{entry.where} (id {entry.id!r})"
+    where = f"{entry.labelled or entry.where} (id {entry.id!r})"
     values = {target: _number(entry.row.get(target), target, where) for target in targets}
     if targets and all(math.isnan(value) for value in values.values()):
         raise InputError(f"{where}: {' and '.join(targets)} missing (empty, null or NaN)")

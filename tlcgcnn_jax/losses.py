@@ -76,9 +76,27 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarra
                 )
             out[:, column] = FORWARD[target.transform](out[:, column])
         if target.kind == "classification" and not np.all(np.isin(known, np.arange(target.classes))):
+            whole = known == np.round(known)
+            if not whole.all():
+                raise InputError(f"target {target.name}: class {known[~whole][0]:g} found: classes are whole numbers")
             wrong = known[~np.isin(known, np.arange(target.classes))][0]
             raise InputError(f"target {target.name}: class {wrong:g} found, expected 0 to {target.classes - 1}")
     return out
+
+
+def check_varied(values: np.ndarray, targets: Sequence[Target]) -> None:
+    """Raise `InputError` where all labels of a target, or all its classes, are one.
+
+    Args:
+        values: [n, n_target] in the targets' units, NaN where missing.
+        targets: The targets, in the order of the columns.
+    """
+    for column, target in zip(values.T, targets, strict=True):
+        known = column[np.isfinite(column)]
+        if len(known) and np.ptp(known) == 0:
+            raise InputError(
+                f"target {target.name}: all {len(known)} labels are {known[0]:g}: there is nothing to learn"
+            )
 
 
 def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

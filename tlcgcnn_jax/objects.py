@@ -8,7 +8,7 @@ from typing import Any
 from tlcgcnn_jax.crystal import Crystal, Record
 from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, id_text, record_entry, structure_entry
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.labels import check_header
+from tlcgcnn_jax.labels import check_header, id_columns
 from tlcgcnn_jax.readers import path_entry
 
 _FLAT = {"lattice", "species", "frac_coords"}
@@ -53,6 +53,8 @@ def _is_crystal(thing: Any) -> bool:
 
 def _entry(thing: Any, where: str, name: str, id_column: str | None) -> Entry:
     """The entry of one crystal, whatever its type; `name` is its id where it has none."""
+    if hasattr(thing, "model_dump"):  # a document of the Materials Project's interface
+        thing = thing.model_dump()
     if isinstance(thing, Record):
         return Entry(thing.id, thing.where or where, tuple(thing.structure), "crystal", thing.targets)
     if isinstance(thing, Crystal):
@@ -89,16 +91,17 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     geometry = None if flat else _geometry(columns, rows)
     if not flat and geometry is None:
         raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
-    column = id_column or next((c for c in ID_COLUMNS if c in columns), None)
+    found = id_columns(columns, id_column, ID_COLUMNS)
+    column = columns[found[0]] if found else None
     for number, (index, record) in enumerate(zip(frame.index, rows, strict=True)):
         where, name = f"DataFrame:{number}", id_text(index) or f"row_{number}"
         thing = record.pop(geometry) if geometry else record
         labels = {key: value for key, value in record.items() if not (flat and key in _FLAT)}
-        found = id_text(record.get(column)) if column else None
-        if id_column and found is None:
+        named = id_text(record.get(column)) if column else None
+        if id_column and named is None:
             yield Entry(name, where, row=labels, problem=f"{where}: there is no id in column {id_column!r}")
             continue
-        yield replace(_entry(thing, where, found or name, None), id=found or name, row=labels)
+        yield replace(_entry(thing, where, named or name, None), id=named or name, row=labels)
 
 
 def _geometry(columns: list[str], rows: list[dict[str, Any]]) -> str | None:

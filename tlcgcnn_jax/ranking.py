@@ -1,7 +1,7 @@
 """Which source is worth fine-tuning: scores of its features on the labelled training crystals, before any training."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.splits import k_fold, overlap
+from tlcgcnn_jax.zoo import load_sources
 
 FOLDS, REPEATS = 5, 3
 PENALTIES = np.logspace(-4, 3, 15)  # of ridge, for each training crystal and standardised column
@@ -52,9 +53,9 @@ class SourceScore:
 
 def rank_sources(
     data: Any,
-    sources: Mapping[str, Model],
-    values: np.ndarray,
-    rows: np.ndarray,
+    sources: Any,
+    values: Any,
+    rows: Any,
     seed: int = 0,
     progress: bool = False,
 ) -> list[SourceScore]:
@@ -63,38 +64,44 @@ def rank_sources(
     Args:
         data: `GraphSets` with the graph settings of every source, a packed dataset, or whatever `read_structures`
             takes.
-        sources: Models by name; of an ensemble, the first network counts.
+        sources: Models by name, or whatever else `transfer` takes as source; of an ensemble, the first network counts.
         values: [n], labels in the learnt space (as `losses.transform_labels` gives them), NaN where missing; two
             classes are 0 and 1.
-        rows: Training rows. No other crystal is looked at, so that the choice does not leak from the test set.
+        rows: Training rows: numbers, or a mask [n]. No other crystal is looked at, so that the choice does not leak
+            from the test set.
         seed: Of the folds, which are the same for all sources.
         progress: Show a bar.
 
     Raises:
-        InputError: Fewer than 10 labelled training crystals, labels that are all equal, or crystals that a source
-            cannot read.
+        InputError: Fewer than 10 labelled training crystals, labels that are all equal or no numbers, rows that cannot
+            be, no such source, or crystals that a source cannot read.
 
     Example:
-        >>> from tlcgcnn_jax import load_model, textbook_records
+        >>> from tlcgcnn_jax import textbook_records
         >>> records = [r for r in textbook_records(("band_gap_ev",)) if r.targets["band_gap_ev"] >= 0][:40]
         >>> gaps = np.array([record.targets["band_gap_ev"] for record in records])
-        >>> (score,) = rank_sources(records, {"energy": load_model("mp-formation-energy")}, gaps, np.arange(40))
+        >>> (score,) = rank_sources(records, "mp-formation-energy", gaps, np.arange(40))
         >>> score.ridge_skill > 0.2
         True
     """
     from tqdm import tqdm
 
-    crystals = data if isinstance(data, GraphSets) else pack_graphs(data, [model.graph for model in sources.values()])
-    values, rows = np.asarray(values, np.float64), np.asarray(rows, np.int64)
+    models = load_sources(sources)
+    crystals = pack_graphs(data, [model.graph for model in models.values()])
+    try:
+        values = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"values: {error}: numbers were expected, one label for each crystal") from error
     if values.shape != (len(crystals),):
         raise InputError(f"values of shape {values.shape} for {len(crystals)} crystals: one label each was expected")
+    rows = _row_numbers(rows, len(crystals))
     rows = rows[np.isfinite(values[rows])]
     labels = values[rows]
     check_rankable(labels)
     chosen = GraphSets(tuple(dataset.select(rows) for dataset in crystals.datasets))
-    found = {name: graphs_for(name, model, chosen) for name, model in sources.items()}  # refused before any work
+    found = {name: graphs_for(name, model, chosen) for name, model in models.items()}  # refused before any work
     trivial, formulas, scores = _median_cv_mae(labels, seed), chosen.datasets[0].formulas, []
-    for name, model in tqdm(sources.items(), disable=not progress, unit="source", desc="ranking"):
+    for name, model in tqdm(models.items(), disable=not progress, unit="source", desc="ranking"):
         began = time.perf_counter()
         said = activations(model, found[name])
         features = np.concatenate([said[layer] for layer in FEATURES], axis=1)
@@ -113,6 +120,20 @@ def rank_sources(
             )
         )
     return sorted(scores, key=lambda score: score.ridge_mae)
+
+
+def _row_numbers(rows: Any, count: int) -> np.ndarray:
+    """Row numbers from themselves or from a mask, int64, each once."""
+    found = np.asarray(rows)
+    if found.dtype == bool and found.shape == (count,):
+        return np.flatnonzero(found)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise InputError(
+            f"rows are {found.dtype} of shape {found.shape}: row numbers, or a mask of {count}, were expected"
+        )
+    if len(np.unique(found)) != len(found) or found.min(initial=0) < 0 or found.max(initial=0) >= count:
+        raise InputError(f"rows name a crystal twice, or lie beyond the {count} that there are: 0 to {count - 1}")
+    return found.astype(np.int64)
 
 
 def check_rankable(labels: np.ndarray) -> None:

@@ -51,6 +51,8 @@ def find_reader(path: Path) -> str:
         found = f"a file named {path.name}"
     else:
         names = sorted(child.name for child in path.iterdir())
+        if "senders.npy" in names:
+            raise InputError(f"{path}: is a packed dataset: read it with tlcgcnn_jax.load_dataset")
         if "id_prop.csv" in names:
             return "cgcnn"
         if any(is_structure_file(name) for name in names):

@@ -2,8 +2,9 @@
 
 import logging
 import platform
+import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
-from tlcgcnn_jax.losses import transform_labels
+from tlcgcnn_jax.losses import check_varied, transform_labels
 from tlcgcnn_jax.machine import versions
 from tlcgcnn_jax.many import digest
 from tlcgcnn_jax.merging import Account
@@ -95,8 +96,8 @@ def fit(
         config: How to train.
         seeds: Networks, with seeds `config.seed`, `config.seed` + 1, …; more than one make an ensemble.
         out: Folder for model, metrics, test results and pictures.
-        labels: Joined to the crystals by id, as in `read_structures`.
-        id_column: Column that holds the ids.
+        labels: Joined to the crystals by id, as in `read_structures`; a dataset has its own.
+        id_column: Column that holds the ids; likewise.
         on_error: "raise" or "skip" for crystals that cannot be read.
         progress: Show bars.
         resume: Go on in `out` from its last checkpoint.
@@ -132,7 +133,7 @@ def transfer(
     split: Split | None = None,
     deal: bool | None = None,
     config: TrainConfig = FINE_TUNING,
-    multipliers: Rates = (),
+    multipliers: Rates | Mapping[str, float] = (),
     seeds: int = 5,
     out: str | Path | None = None,
     labels: Any = None,
@@ -146,7 +147,7 @@ def transfer(
 
     Args:
         data: A `CrystalDataset` with the source's graph settings, or whatever `read_structures` takes.
-        source: A model, its folder, the name of a shipped one, a list of these or a dictionary of models by name, or
+        source: A model, its folder, the name of a shipped one, a list of these or a dictionary of these by name, or
             "auto" for the best of those there are. A strategy of one source takes the best of several.
         strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
             "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for these alone;
@@ -164,7 +165,7 @@ def transfer(
             of them choose the weights. Default: only where no split is given, since one of your own may part crystals
             of different kinds, of which the validation crystals are to tell the errors.
         config: As in `fit`.
-        multipliers: Learning-rate multipliers that go before the strategy's, for example (("conv_*", 0.1),).
+        multipliers: Learning-rate multipliers that go before the strategy's, for example {"conv_*": 0.1}.
         seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is random, as in
             "keep_head" and "features:…", there is one model (or one for each time that the crystals are dealt).
         out: As in `fit`.
@@ -298,7 +299,9 @@ def _check_settings(settings: dict[str, tuple[Any, type]], split: Any, seeds: An
     """What is refused before any crystal is read."""
     for name, (value, kind) in {**settings, **({} if split is None else {"split": (split, Split)})}.items():
         if not isinstance(value, kind):
-            raise InputError(f"{name} is {value!r}: a {kind.__name__} was expected (tlcgcnn_jax.{kind.__name__})")
+            made = "; read_split makes one of ids" if kind is Split else ""
+            told = f"a {kind.__name__} was expected (tlcgcnn_jax.{kind.__name__}){made}"
+            raise InputError(f"{name} is {reprlib.repr(value)}: {told}")
     if not isinstance(seeds, int | np.integer) or seeds < 1:
         raise InputError(f"seeds is {seeds!r}: the number of networks was expected, at least 1")
 
@@ -316,7 +319,9 @@ def _lesson(
     rows = np.concatenate([split.train, split.val, split.test])
     if len(np.unique(rows)) != len(rows) or rows.min(initial=0) < 0 or rows.max(initial=0) >= len(crystals):
         raise InputError(f"the split's parts share crystals, or name rows beyond the {len(crystals)} of the dataset")
-    transform_labels(np.asarray(crystals.datasets[0].targets), targets)
+    labels = np.asarray(crystals.datasets[0].targets)
+    transform_labels(labels, targets)
+    check_varied(labels[split.train], targets)
     return Lesson(crystals, targets, split, config, seeds)
 
 
@@ -330,23 +335,24 @@ def _prepared(
     progress: bool,
 ) -> tuple[GraphSets, tuple[Target, ...]]:
     """Crystals with exactly the columns that are asked for, as graphs of all these kinds."""
-    wanted = (targets,) if isinstance(targets, str | Target) else tuple(targets)
+    wanted = (targets,) if isinstance(targets, str | Target) or not isinstance(targets, Iterable) else tuple(targets)
     chosen = tuple(Target(t) if isinstance(t, str) else t for t in wanted)
+    if strange := [t for t in chosen if not isinstance(t, Target)]:
+        raise InputError(f"targets: found {strange[0]!r}: a column's name, a Target, or a list of these was expected")
     if twice := [name for name, count in Counter(target.name for target in chosen).items() if count > 1]:
         raise InputError(f"target {twice[0]} is named twice: leave one out")
-    if not isinstance(data, CrystalDataset | GraphSets):
-        if not chosen:
-            raise InputError("which property is to be learnt? Name at least one target column")
-        names = tuple(target.name for target in chosen)
-        data = pack_graphs(
-            data, graphs, targets=names, labels=labels, id_column=id_column, on_error=on_error, progress=progress
-        )
-        if data.skipped:
-            logger.warning(
-                "%d crystals are left out, %d are used; the first: %s", len(data.skipped), len(data),
-                data.skipped[0].reason,
-            )  # fmt: skip
-    crystals = data if isinstance(data, GraphSets) else pack_graphs(data, graphs)
+    packed = isinstance(data, CrystalDataset | GraphSets)
+    if not packed and not chosen:
+        raise InputError("which property is to be learnt? Name at least one target column")
+    names = tuple(target.name for target in chosen)
+    crystals = pack_graphs(
+        data, graphs, targets=names, labels=labels, id_column=id_column, on_error=on_error, progress=progress
+    )
+    if crystals.skipped and not packed:
+        logger.warning(
+            "%d crystals are left out, %d are used; the first: %s", len(crystals.skipped), len(crystals),
+            crystals.skipped[0].reason,
+        )  # fmt: skip
     has = crystals.datasets[0].target_names
     chosen = chosen or tuple(Target(name) for name in has)
     if not chosen:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from tlcgcnn_jax.graph_sets import GraphSets
 from tlcgcnn_jax.losses import transform_labels
 from tlcgcnn_jax.ranking import SourceScore, rank_sources
 from tlcgcnn_jax.strategies import FeatureStrategy, Strategy
-from tlcgcnn_jax.zoo import find_sources, load_source
+from tlcgcnn_jax.zoo import AUTO, load_sources
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 MOST_MIXED = 5  # sources of a mixture that was not named, where all of them are trained
 
 
@@ -46,12 +45,11 @@ def find_pool(source: Any, own: str | Path | None = None) -> SourcePool:
     """The sources that a user means.
 
     Args:
-        source: A model, its folder, the name of a shipped one, a list of such, a dictionary of models by name, or
-            "auto" for all that there are.
+        source: A pool, or what `load_sources` takes.
         own: With "auto": folder of further sources, see `find_sources`.
 
     Raises:
-        InputError: A source that is not there, is named twice, or cannot be transferred from.
+        InputError: As `load_sources`.
 
     Example:
         >>> list(find_pool("mp-formation-energy").models)
@@ -59,15 +57,7 @@ def find_pool(source: Any, own: str | Path | None = None) -> SourcePool:
     """
     if isinstance(source, SourcePool):
         return source
-    if isinstance(source, str) and source == AUTO:
-        return SourcePool(find_sources(own), auto=True)
-    if own is not None:
-        raise InputError(f"{own}: a folder of sources to choose from goes with the source 'auto', found {source!r}")
-    if isinstance(source, Mapping):
-        return SourcePool(_checked(source.items()))
-    if isinstance(source, str | Path) or not isinstance(source, Iterable):
-        source = [source]
-    return SourcePool(_checked(_named(one) for one in source))
+    return SourcePool(load_sources(source, own), auto=isinstance(source, str) and source == AUTO)
 
 
 class SourceChoice:
@@ -164,27 +154,6 @@ def mixable(ranked: Mapping[str, Model], way: Strategy, few: bool = True) -> dic
     alike = max(groups.values(), key=len)
     everything_trained = any(rate and pattern == "*" for pattern, rate in way.rates)
     return dict(list(alike.items())[:MOST_MIXED]) if few and everything_trained else alike
-
-
-def _named(source: Any) -> tuple[str, Any]:
-    if not isinstance(source, str | Path):
-        return "a model in memory", source
-    return str(Path(source)), load_source(source)  # "./source/" is "source", also for a run that is resumed
-
-
-def _checked(named: Iterable[tuple[str, Any]]) -> dict[str, Model]:
-    models: dict[str, Model] = {}
-    for name, model in named:
-        if name in models:
-            raise InputError(
-                f"source {name} is given twice: leave one out, or give a dictionary with names of your own"
-            )
-        if not isinstance(model, Model):
-            raise InputError(f"source {name}: found {type(model).__name__}, expected a network, its folder or its name")
-        models[str(name)] = model
-    if not models:
-        raise InputError("no source was given; name one, or 'auto' for the best of those there are")
-    return models
 
 
 def _kind(graph: GraphConfig) -> GraphConfig:

@@ -46,7 +46,7 @@ class Comparison:
     """Is one way better than another, on the same crystals?
 
     Attributes:
-        gain_percent: Reduction of the mean absolute error, in per cent of the baseline's.
+        gain_percent: Reduction of the mean absolute error, in per cent of the baseline's; NaN where that is 0.
         low: Lower end of its 95 % interval.
         high: Upper end.
         p_value: Wilcoxon's signed-rank test on the crystals' errors, two-sided; corrected for the number of comparisons
@@ -152,7 +152,7 @@ def compare(
     else:
         members = np.ones(n)
     gains = _resampled_gains(baseline, other, np.random.default_rng(seed), resamples)
-    low, high = np.percentile(gains, [2.5, 97.5])
+    low, high = np.nanpercentile(gains, [2.5, 97.5]) if np.isfinite(gain) else (NAN, NAN)
     test: Any = wilcoxon(baseline / members, other / members) if np.any(baseline != other) else None
     p_value = float(test.pvalue) if test else 1.0
     return Comparison(gain, float(low), float(high), p_value, verdict(low, high, p_value), n)
@@ -196,7 +196,7 @@ def compare_runs(
     groups = None if formulas is None else [formulas[row] for row in crystals]
     found = compare(sums[0] / tested, sums[1] / tested, resamples=resamples, groups=groups)
     gains = tuple(_gain(before.errors.mean(), after.errors.mean()) for before, after in runs)
-    _, low, high = mean_interval(gains, resamples=resamples)
+    _, low, high = mean_interval(gains, resamples=resamples) if np.isfinite(gains).all() else (NAN, NAN, NAN)
     low, high = np.minimum(found.low, low), np.maximum(found.high, high)
     found = replace(found, low=float(low), high=float(high), seed_gains=gains)
     return replace(found, verdict=verdict(found.low, found.high, found.p_value))
@@ -321,7 +321,7 @@ def crossing(sizes: Sequence[int], scratch: Sequence[float], transfer: Sequence[
 
 
 def _gain(baseline: float, other: float) -> float:
-    return float(100 * (1 - other / max(baseline, 1e-300)))
+    return float(100 * (1 - other / baseline)) if baseline else NAN  # nothing can be gained on no error
 
 
 def _resampled_gains(baseline: np.ndarray, other: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
@@ -329,7 +329,8 @@ def _resampled_gains(baseline: np.ndarray, other: np.ndarray, rng: np.random.Gen
     block = max(1, BLOCK // n)
     for start in range(0, resamples, block):
         rows = rng.integers(0, n, (min(block, resamples - start), n))
-        gains.append(100 * (1 - other[rows].sum(1) / np.maximum(baseline[rows].sum(1), 1e-300)))
+        before = baseline[rows].sum(1)
+        gains.append(100 * (1 - other[rows].sum(1) / np.where(before, before, NAN)))
     return np.concatenate(gains)
 
 

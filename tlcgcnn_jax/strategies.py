@@ -1,6 +1,6 @@
 """Ways to carry a source model over to a target, as data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -254,13 +254,15 @@ def strategy_names(convolutions: int = ModelConfig.convolutions) -> tuple[str, .
 
 
 def find_strategy(
-    strategy: str | Strategy, multipliers: Rates = (), convolutions: int = ModelConfig.convolutions
+    strategy: str | Strategy,
+    multipliers: Rates | Mapping[str, float] = (),
+    convolutions: int = ModelConfig.convolutions,
 ) -> Strategy:
     """A strategy by name, with further learning-rate multipliers in front of its own.
 
     Args:
         strategy: Name, or a strategy of the caller's own.
-        multipliers: For example (("conv_*", 0.1),): convolutions learn at a tenth of the rate.
+        multipliers: For example {"conv_*": 0.1}: convolutions learn at a tenth of the rate.
         convolutions: Of the network, for the strategies that depend on its depth.
 
     Raises:
@@ -279,8 +281,9 @@ def find_strategy(
             known = (*STRATEGIES, *DEEP, *others)
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
         strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
-    before = tuple(replace(phase, rates=check_rates((*multipliers, *phase.rates))) for phase in strategy.before)
-    return replace(strategy, rates=check_rates((*multipliers, *strategy.rates)), before=before)
+    first = check_rates(multipliers)
+    before = tuple(replace(phase, rates=check_rates((*first, *phase.rates))) for phase in strategy.before)
+    return replace(strategy, rates=check_rates((*first, *strategy.rates)), before=before)
 
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
@@ -344,9 +347,16 @@ def _deep(name: str, convolutions: int) -> Strategy:
     return Strategy(name, DEEP[f"{FREEZE}conv_K"], ("head/*",), (*still, ("*", 1.0)))
 
 
-def check_rates(patterns: Sequence[tuple[str, float]]) -> Rates:
+def check_rates(patterns: Mapping[str, float] | Iterable[tuple[str, float]]) -> Rates:
     """Multipliers as a tuple, each of them finite and not negative."""
-    for pattern, rate in patterns:
+    try:
+        pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
+        rates = tuple((str(pattern), float(rate)) for pattern, rate in pairs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f'learning-rate multipliers are {patterns!r}: (pattern, number) each was expected, as ("conv_*", 0.1)'
+        ) from error
+    for pattern, rate in rates:
         if not (np.isfinite(rate) and rate >= 0):
-            raise InputError(f"learning-rate multiplier of {pattern!r} is {rate}: it must be 0 (frozen) or positive")
-    return tuple((str(pattern), float(rate)) for pattern, rate in patterns)
+            raise InputError(f"learning-rate multiplier of {pattern!r} is {rate:g}: it must be 0 (frozen) or positive")
+    return rates

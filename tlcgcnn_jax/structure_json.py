@@ -30,19 +30,22 @@ def crystal_from_json(record: Any, where: str) -> Crystal:
                 for i, site in enumerate(sites)
             ]
             crystal = make_crystal(lattice["matrix"], species, [site["abc"] for site in sites], where)
-            check_periodic(lattice.get("pbc"), crystal.lattice, crystal.frac_coords @ crystal.lattice, where)
-            return crystal
-        if "lattice_mat" in record:
+            pbc = lattice.get("pbc")
+        elif "lattice_mat" in record:
             species = [str(element).strip() for element in record["elements"]]
             coords = record["coords"]
             if record.get("cartesian") in (True, "True", "true", 1):
                 make_crystal(record["lattice_mat"], species, coords, where)
                 coords = np.array(coords, np.float64) @ np.linalg.inv(np.array(record["lattice_mat"], np.float64))
-            return make_crystal(record["lattice_mat"], species, coords, where)
-        for site, occupant in enumerate(record["species"]):
-            if isinstance(occupant, dict):
-                ordered_species(list(occupant.items()), site, where)
-        return make_crystal(record["lattice"], record["species"], record["frac_coords"], where)
+            crystal, pbc = make_crystal(record["lattice_mat"], species, coords, where), record.get("pbc")
+        else:
+            for site, occupant in enumerate(record["species"]):
+                if isinstance(occupant, dict):
+                    ordered_species(list(occupant.items()), site, where)
+            crystal = make_crystal(record["lattice"], record["species"], record["frac_coords"], where)
+            pbc = record.get("pbc")
+        check_periodic(pbc, crystal.lattice, crystal.frac_coords @ crystal.lattice, where)
+        return crystal
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:

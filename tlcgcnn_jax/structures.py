@@ -13,6 +13,7 @@ import numpy as np
 
 from tlcgcnn_jax import readers
 from tlcgcnn_jax.cif import read_cif
+from tlcgcnn_jax.config import target_names
 from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
 from tlcgcnn_jax.entries import ID_COLUMNS, Entry
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
@@ -162,7 +163,7 @@ def scan(
             be used.
     """
     check_on_error(on_error)
-    wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+    wanted = target_names(targets)
     digest = hashlib.sha256(f"{id_column!r}\0".encode())
     if isinstance(source, str | Path):
         path = user_path(source)
@@ -177,7 +178,7 @@ def scan(
         reader = "objects"
         entries = list(object_entries(source, id_column))
         _hash_entries(digest, entries)
-        name = "the list given"
+        name = "the DataFrame" if hasattr(source, "columns") else "what was given"
     if not entries:
         raise InputError(f"{name}: there are no crystals in it")
     if labels is not None:
@@ -190,10 +191,13 @@ def scan(
     absent = [target for target in wanted if not any(target in entry.row for entry in entries)]
     if absent and not all(entry.problem for entry in entries):  # whose problems, such as ids, may be why
         there = ", ".join(columns) or "none"
-        raise InputError(f"{name}: no column {', '.join(absent)}; the columns with numbers are: {there}")
+        advice = "; files of structures have no labels: give a sheet (labels, --labels)" if reader == "files" else ""
+        told = "" if advice and labels is None else f"; the columns with numbers are: {there}"
+        raise InputError(f"{name}: no column {', '.join(absent)}{told or advice}")
     items, skipped = _checked(entries, wanted)
     if skipped and on_error == "raise":
-        more = f" ({len(skipped) - 1} more of {len(entries)} crystals cannot be used)" if len(skipped) > 1 else ""
+        what = f"of {len(entries)} crystals" if labels is None else "crystals or rows"
+        more = f" ({len(skipped) - 1} more {what} cannot be used)" if len(skipped) > 1 else ""
         reason = skipped[0].reason
         raise InputError((advised(reason) if items else reason) + more)
     return Scan(items, skipped, columns, digest.hexdigest())

@@ -205,7 +205,9 @@ def _pack(
     if not rows:
         raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
     some = labelled(first.select(rows), target)
-    losses.transform_labels(np.asarray(some.targets), [learnt_target(target)])  # refused now, not by the first run
+    learnt = [learnt_target(target)]
+    losses.transform_labels(np.asarray(some.targets), learnt)  # refused now, not by the first run
+    losses.check_varied(np.asarray(some.targets), learnt)
     return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64)), others
 
 

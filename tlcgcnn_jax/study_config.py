@@ -23,6 +23,7 @@ from tlcgcnn_jax.strategies import (
 
 RESERVED = ("auto", "all", "pool")
 SHIPPED = "shipped"  # for a pool: the models that come with the package
+TABLES = {"targets": 'data = "crystals.json"', "sources": 'model = "mp-elastic"', "own": 'name = "mine"'}
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,10 @@ def read_study(path: str | Path) -> StudyConfig:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from error
+    for name, line in TABLES.items():
+        given = values.get(name, [])
+        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+            raise InputError(f"{path}: {name} is {given!r}: a table [[{name}]] each was expected, with {line} in it")
     try:
         return from_dict(StudyConfig, values, str(path))
     except InputError as error:

@@ -191,7 +191,7 @@ def _gain_cell(target: str, series: Sequence[Series], size: int, field: str, nam
     best = best_series(series, size, wanted)
     outcome = best.at(size) if best else None
     gain = outcome.against_scratch if outcome else None
-    if best is None or gain is None:
+    if best is None or gain is None or math.isnan(gain.gain_percent):
         return f'<td data-target="{escape(target)}">–</td>'
     several = len([one for one in series if wanted(one.way) and one.at(size)]) > 1
     other = source_name(best.way.source) if field == "strategy" else strategy_name(best.way.strategy)

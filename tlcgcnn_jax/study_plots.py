@@ -1,5 +1,6 @@
 """Pictures of a study: learning curves with their intervals, and a map of gains, as PNG files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def _wrapped(strategy: str) -> str:
 def _gain(series: Sequence[Series], size: int, strategy: str) -> Comparison | None:
     best = best_series(series, size, lambda way: way.strategy == strategy and way.kind != "scratch")
     outcome = best.at(size) if best else None
-    return outcome.against_scratch if outcome else None
+    found = outcome.against_scratch if outcome else None
+    return found if found and not math.isnan(found.gain_percent) else None
 
 
 def _text(found: Comparison) -> str:

@@ -77,7 +77,10 @@ def needed_graphs(
 
 
 def plan_transfer(
-    lesson: Lesson, strategy: str | Strategy | FeatureStrategy, multipliers: Rates, choice: SourceChoice
+    lesson: Lesson,
+    strategy: str | Strategy | FeatureStrategy,
+    multipliers: Rates | Mapping[str, float],
+    choice: SourceChoice,
 ) -> Plan:
     """What a strategy does with the sources that it takes.
 

@@ -1,9 +1,10 @@
 """The source models: those that come with the package, and those in a folder of the user's own."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tlcgcnn_jax.bundle import WEIGHTS, Model, load_bundle
 from tlcgcnn_jax.cgcnn_import import import_cgcnn
@@ -13,6 +14,8 @@ from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.model_folder import CONFIG
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 def folder() -> Path:
@@ -46,6 +49,8 @@ def load_model(name: str | Path) -> AnyModel:
         >>> load_model("mp-formation-energy").targets[0].unit
         'eV/atom'
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"the model is {name!r:.80}: a folder's path, or the name of a shipped one, was expected")
     own = user_path(name)
     if not isinstance(name, Path) and not (own / CONFIG).is_file() and name in shipped():
         return load_bundle(folder() / name)
@@ -66,6 +71,48 @@ def load_source(name: str | Path) -> Model:
             f"{name}: a {type(model).__name__} cannot be a source; give a network, for example its own source"
         )
     return model
+
+
+def load_sources(source: Any, own: str | Path | None = None) -> dict[str, Model]:
+    """The models that a user names as sources, by name.
+
+    Args:
+        source: A model, its folder, the name of a shipped one, a list of such, a dictionary of such by names of one's
+            own, or "auto" for all that there are.
+        own: With "auto": folder of further sources, see `find_sources`.
+
+    Raises:
+        InputError: A source that is not there, is named twice, or cannot be transferred from.
+
+    Example:
+        >>> list(load_sources("mp-formation-energy"))
+        ['mp-formation-energy']
+    """
+    if isinstance(source, str) and source == AUTO:
+        return find_sources(own)
+    if own is not None:
+        raise InputError(f"{own}: a folder of sources to choose from goes with the source 'auto', found {source!r}")
+    if isinstance(source, str | Path) or not isinstance(source, Iterable):
+        source = [source]
+    pairs = source.items() if isinstance(source, Mapping) else ((_name(one), one) for one in source)
+    models: dict[str, Model] = {}
+    for name, one in pairs:
+        if name in models:
+            raise InputError(
+                f"source {name} is given twice: leave one out, or give a dictionary with names of your own"
+            )
+        model = load_source(one) if isinstance(one, str | Path) else one
+        if not isinstance(model, Model):
+            raise InputError(f"source {name}: found {type(model).__name__}, expected a network, its folder or its name")
+        models[str(name)] = model
+    if not models:
+        raise InputError("no source was given; name one, or 'auto' for the best of those there are")
+    return models
+
+
+def _name(source: Any) -> str:
+    # "./source/" is "source", also for a run that is resumed.
+    return str(Path(source)) if isinstance(source, str | Path) else "a model in memory"
 
 
 def find_sources(own: str | Path | None = None) -> dict[str, Model]:
@@ -114,6 +161,8 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
             continue
         found[f"{place.resolve().name}/{name}" if name in found else name] = model
     if len(found) == len(shipped()):
+        if (place / CONFIG).is_file():
+            raise InputError(f"{place}: is a model itself; give the folder above it, {place.resolve().parent}")
         told = f"; left out as broken: {', '.join(broken)}" if broken else ""
         raise InputError(
             f"{place}: holds no source model{told}; folders with {CONFIG} and {WEIGHTS}, or checkpoints as NAME.npz "
