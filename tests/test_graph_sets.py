@@ -40,9 +40,11 @@ def test_a_crystal_that_one_setting_refuses_is_left_out_of_all(graphs):
     np.testing.assert_array_equal(sets.datasets[0].n_atom, sets.datasets[1].n_atom)
 
 
-def test_a_packed_dataset_has_its_one_kind_of_graph():
+def test_a_packed_dataset_has_its_one_kind_of_graph(tmp_path):
     sets = pack_graphs(toy.dataset(), [SHELL, ORIGINAL])
     assert sets[SHELL] is toy.dataset()
+    toy.dataset().save(tmp_path / "ds")
+    assert pack_graphs(str(tmp_path / "ds"), [SHELL]).datasets[0].ids == toy.dataset().ids
     with pytest.raises(InputError, match="ties is shell, the model's reference.*crystals themselves"):
         sets[ORIGINAL]
 

@@ -31,7 +31,6 @@ from tlcgcnn_jax.options import (
     multiplier,
     named_input,
     on_error_option,
-    packed_dataset,
     reading_options,
     run_data,
     run_options,
@@ -273,6 +272,7 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
 
 def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn predict`."""
+    from tlcgcnn_jax.dataset import find_dataset
     from tlcgcnn_jax.evaluate import predict
     from tlcgcnn_jax.graph_sets import pack_graphs
     from tlcgcnn_jax.splits import overlap
@@ -280,7 +280,7 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
     model = load_model(options.model)
     check_free_file(options.out)
-    dataset = packed_dataset(options.input)
+    dataset = find_dataset(options.input)
     if dataset is not None and options.id_column:
         parser.error(f"{options.input} is packed with its ids: --id-column goes with prepare")
     inputs = dataset or named_input(options.input, ())

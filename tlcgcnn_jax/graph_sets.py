@@ -6,7 +6,7 @@ from typing import Any
 
 from tlcgcnn_jax.bundle import check_same_graph
 from tlcgcnn_jax.config import GraphConfig
-from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
+from tlcgcnn_jax.dataset import CrystalDataset, build_dataset, find_dataset
 from tlcgcnn_jax.errors import InputError, Skipped, check_on_error
 
 
@@ -60,7 +60,8 @@ def pack_graphs(
     """Pack crystals once for each kind of graph.
 
     Args:
-        source: Whatever `read_structures` takes. What is packed is taken as it is, with its own kinds of graphs.
+        source: Whatever `read_structures` takes. What is packed, or the folder of it, is taken as it is, with its own
+            kinds of graphs.
         graphs: Graph settings; those that differ in `places` alone share a dataset.
         targets: As in `build_dataset`, like everything below.
         labels: Joined by id, as in `read_structures`; not with what is packed.
@@ -80,6 +81,8 @@ def pack_graphs(
         (2, True)
     """
     check_on_error(on_error)
+    packed = find_dataset(source)
+    source = source if packed is None else packed
     if isinstance(source, CrystalDataset | GraphSets):
         if labels is not None or id_column is not None:
             what = "id_column" if labels is None else "labels"

@@ -130,10 +130,11 @@ def check_targets(options: argparse.Namespace, parser: argparse.ArgumentParser) 
 
 def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graphs: Iterable[GraphConfig]) -> Any:
     """The `GraphSets` of the given data: of a packed dataset as it is, of anything else with these graph settings."""
+    from tlcgcnn_jax.dataset import find_dataset
     from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 
     check_targets(options, parser)
-    dataset = packed_dataset(options.data)
+    dataset = find_dataset(options.data)
     if dataset is not None:
         if not dataset.target_names:
             raise InputError(f"{options.data}: was packed without labels: prepare it again, with --target COLUMN")
@@ -233,15 +234,6 @@ def check_free_file(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}; choose another file") from error
-
-
-def packed_dataset(path: str) -> Any:
-    """The dataset in a folder that `prepare` made, or None for any other input."""
-    from tlcgcnn_jax.array_folder import MANIFEST
-    from tlcgcnn_jax.dataset import load_dataset
-
-    traces = (MANIFEST, "senders.npy")  # a dataset that lost a file shall be named as damaged
-    return load_dataset(path) if any((user_path(path) / name).is_file() for name in traces) else None
 
 
 def named_input(name: str, targets: Sequence[str]) -> Any:
