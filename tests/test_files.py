@@ -1,5 +1,6 @@
 """Paths are those that users mean; tables are written whole, with the columns and digits that were asked for."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_columns(tmp_path):
     text = write_table(tmp_path / "a.csv", iter(ROWS), ("n", "seed")).read_text()
     assert text == "n,seed\n100000,\n7,\n"
     assert write_table(tmp_path / "a.csv", [], ("n", "seed")).read_text() == "n,seed\n"
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    write_table(tmp_path / "link.csv", ROWS[1:])
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "real.csv").read_text() == "target,mae,n\nK,2.0,7\n"
+    assert not write_table(os.devnull, ROWS[1:]).is_file()
 
 
 def test_what_cannot_be_written_leaves_the_old_table(tmp_path):

@@ -8,7 +8,7 @@ import toy
 
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.crystal import Crystal, Record
-from tlcgcnn_jax.dataset import build_dataset
+from tlcgcnn_jax.dataset import build_dataset, find_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 
@@ -45,6 +45,9 @@ def test_a_packed_dataset_has_its_one_kind_of_graph(tmp_path):
     assert sets[SHELL] is toy.dataset()
     toy.dataset().save(tmp_path / "ds")
     assert pack_graphs(str(tmp_path / "ds"), [SHELL]).datasets[0].ids == toy.dataset().ids
+    assert find_dataset(tmp_path / "ds") is not None
+    (tmp_path / "dataset.json").write_text("{}")  # of somebody else
+    assert find_dataset(tmp_path) is None and find_dataset(tmp_path / "dataset.json") is None
     with pytest.raises(InputError, match="ties is shell, the model's reference.*crystals themselves"):
         sets[ORIGINAL]
 

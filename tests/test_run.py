@@ -461,13 +461,13 @@ REFUSED = {
     ),
     "labels that are all equal": (
         lambda: fit([replace(record, targets={K: 100.0}) for record in records()], K),
-        f"target {K}: all 16 labels are 100: there is nothing to learn",
+        f"target {K}: all 20 labels are 100: there is nothing to learn",
     ),
     "one class": (
         lambda: transfer(
             [replace(record, targets={"m": 1.0}) for record in records()], source(), targets=Target("m", kind=CLASSES)
         ),
-        "target m: all 16 labels are 1: there is nothing to learn",
+        "target m: all 20 labels are 1: there is nothing to learn",
     ),
     "two crystals": (lambda: fit(records(2), K), "at least 3 are needed"),
     "unknown strategy": (lambda: transfer(records(), source(), "half", K), "no strategy 'half'; there are: scratch"),

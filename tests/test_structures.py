@@ -283,6 +283,10 @@ def test_a_list_of_paths_is_called_by_their_names_and_known_by_their_contents(tm
         (tmp_path / run).mkdir()
         (tmp_path / run / "POSCAR").write_text(POSCAR)
     assert [one.id for one in read_structures(sorted(tmp_path.glob("*/POSCAR")))] == ["first", "second"]
+    (tmp_path / "by_key.json").write_text(json.dumps({"mp-1": record("x")}))
+    (tmp_path / "POSCAR.mp-2").write_text(POSCAR)
+    named = read_structures([tmp_path / "by_key.json", tmp_path / "POSCAR.mp-2"], id_column="code", on_error="skip")
+    assert [one.id for one in named] == ["mp-1", "POSCAR.mp-2"]
     left_out = read_structures([*files, tmp_path / "no.cif", NACL_CIF], on_error="skip").skipped
     assert "no.cif: there is no such file" in left_out[0].reason and "found text" in left_out[1].reason
     write_lines(tmp_path / "two.jsonl", [record("a"), record("b")])
@@ -513,6 +517,13 @@ def test_atoms_of_ase_without_a_cell_are_told_so():
         read_structures([molecule("H2O")])
 
 
+@pytest.mark.parametrize("note", [{"Cs": {"Cs": 1.0}}, {0: 0.5}, {"2": {"H": 0.5}}, "half"])
+def test_notes_of_ase_on_other_sites_are_nothing(note):
+    atoms = atoms_of_ase(occupancy=note)
+    atoms.set_array("spacegroup_kinds", np.array([0, 1]))
+    assert len(read_structures([atoms, atoms_of_ase(occupancy=note)])) == 2
+
+
 def test_disorder_that_ase_passed_over_is_refused(tmp_path):
     from ase.io import read
 
@@ -703,6 +714,7 @@ def test_labels_in_memory_are_joined_as_those_of_a_table(tmp_path, make):
 BAD_IN_MEMORY = {
     "a list": ([1.5, 2], ("k",), "labels: found list; expected the path of a CSV table, a DataFrame"),
     "values of two targets": ({"a": 1, "b": 2}, ("k", "g"), "one value a crystal for 2 targets"),
+    "nothing": ({}, ("k",), "labels: there are no labels in it"),
     "values of no target": ({"a": 1}, (), "no target that says what it is: name one"),
     "no such column": ({"a": {"g": 1}, "b": {"g": 2}}, ("k",), "labels: no column k; .*: g"),
     "a crystal without": ({"a": 1}, ("k",), r"\(id 'b'\): labels has no row for it in its keys"),
@@ -744,8 +756,9 @@ def test_documents_of_an_interface_are_read_as_their_dictionaries():
         def model_dump(self):
             return {**record("mp-1"), "k": 1.5}
 
-    found = read_structures([Document()], targets=Target("k"))
-    assert found[0].id == "mp-1" and found[0].targets == {"k": 1.5}
+    for source in (Document(), [Document()]):
+        found = read_structures(source, targets=Target("k"))
+        assert found[0].id == "mp-1" and found[0].targets == {"k": 1.5}
 
 
 NO_SOURCE = {
@@ -772,6 +785,8 @@ def test_a_property_of_a_structure_may_be_its_id():
 
     structure = Structure(CSCL["lattice"], CSCL["species"], CSCL["frac_coords"], properties={"code": "x7"})
     assert [one.id for one in read_structures([structure], id_column="code")] == ["x7"]
+    assert [one.id for one in read_structures([structure.as_dict()], id_column="code")] == ["x7"]
+    assert [one.id for one in read_structures([structure])] == ["row_0"]
     with pytest.raises(InputError, match="no id in column 'number'"):
         read_structures([structure], id_column="number")
 
@@ -794,6 +809,8 @@ def test_a_column_of_ids_that_is_asked_for_is_the_only_one(tmp_path):
     for labels in (tmp_path / "sheet.csv", frame):
         with pytest.raises(InputError, match="'code' names none of the crystals: there it is '7' …, here 'nacl'"):
             read_structures(tmp_path, targets=("k",), labels=labels, id_column="code")
+    by_code = frame.assign(code=["nacl"], id=["x"]).set_index("code")
+    assert read_structures(tmp_path, targets=("k",), labels=by_code, id_column="code")[0].targets == {"k": 1}
     with pytest.raises(InputError, match=r"labels: no column 'number' \(--id-column\) among id, code, k"):
         read_structures(tmp_path, targets=("k",), labels=frame, id_column="number")
 

@@ -547,7 +547,7 @@ def test_labels_that_are_all_equal_are_told_before_any_run(tmp_path, monkeypatch
     crystals = [dataclasses.replace(record, targets={tiny.K: 100.0}) for record in tiny.records(60)]
     tiny.write_lines(tmp_path / "k.jsonl", crystals)
     study = dataclasses.replace(STUDY, sources=(), pool="", strategies=())
-    with pytest.raises(InputError, match="target K: all 58 labels are 2: there is nothing to learn"):
+    with pytest.raises(InputError, match="target K: all 58 labels are 100: there is nothing to learn"):
         run_study(study, tmp_path / "out", data=tmp_path)
 
 

@@ -153,6 +153,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def holds_arrays(path: Path, name: str) -> bool:
+    """Whether a folder is one of arrays, be it damaged: by its manifest, or by the array of this name."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (path / f"{name}.npy").is_file() or FORMAT in (path / MANIFEST).read_text()
+    return False
+
+
 def check_free(path: Path, names: Collection[str] = ()) -> None:
     """Raise `InputError` if `path` is no array folder, or holds more than that: it would be lost.
 

@@ -148,6 +148,8 @@ def check_periodic(pbc: Any, lattice: Any, positions: Any, where: str) -> None:
         positions: [n, 3], Cartesian, in Å.
         where: What the message should call the structure.
     """
+    if pbc is not None and np.shape(pbc) not in ((), (3,)):
+        raise InputError(f"{where}: pbc is {pbc!r:.40}: whether it repeats along a, b and c was expected")
     repeats = [True] * 3 if pbc is None else [bool(along) for along in np.broadcast_to(pbc, 3)]
     if all(repeats):
         return

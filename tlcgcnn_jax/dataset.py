@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlcgcnn_jax.array_folder import MANIFEST, FolderWriter, check_free, read_folder, read_manifest
+from tlcgcnn_jax.array_folder import FolderWriter, check_free, holds_arrays, read_folder, read_manifest
 from tlcgcnn_jax.config import GraphConfig, from_dict, target_names, to_dict
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import user_path
@@ -191,8 +191,7 @@ def find_dataset(source: Any) -> CrystalDataset | None:
     """
     if not isinstance(source, str | Path):
         return None
-    traces = (MANIFEST, "senders.npy")  # a dataset that lost a file shall be named as damaged
-    return load_dataset(source) if any((user_path(source) / name).is_file() for name in traces) else None
+    return load_dataset(source) if holds_arrays(user_path(source), "senders") else None
 
 
 def build_dataset(

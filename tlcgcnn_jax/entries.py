@@ -44,7 +44,7 @@ def record_entry(record: Any, payload: Any, where: str, fallback: str, id_column
         return Entry(fallback, where, problem=f"{where}: found {record!r:.60}; expected a JSON object")
     row = record.get("properties") if "sites" in record and isinstance(record.get("properties"), dict) else record
     labels = {} if row is None else {k: v for k, v in row.items() if k not in GEOMETRY and not str(k).startswith("@")}
-    name = _name(record, fallback, id_column)
+    name = _name({**labels, **record} if id_column else record, fallback, id_column)
     if name is None:
         return Entry(fallback, where, row=labels, problem=_no_id(where, id_column, record))
     return Entry(name, where, payload, "json", labels)
@@ -80,16 +80,16 @@ def atoms_entry(
 
 def _check_occupancy(atoms: Any, where: str) -> None:
     """Raise `InputError` for disorder, of which ASE's readers keep the commonest species and a note."""
-    occupancy, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
-    for kind, species in occupancy.items() if isinstance(occupancy, dict) else ():
-        sites = np.flatnonzero(np.asarray([] if kinds is None else kinds) == int(kind))
-        ordered_species(list(species.items()), int(sites[0]) if len(sites) else int(kind), where)
+    occupancy, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds", ())
+    for site, kind in enumerate(kinds if isinstance(occupancy, dict) else ()):
+        if isinstance(species := occupancy.get(str(kind), occupancy.get(kind)), dict):
+            ordered_species(list(species.items()), site, where)
 
 
 def structure_entry(structure: Any, where: str, fallback: str, id_column: str | None) -> Entry:
-    """A crystal of a pymatgen `Structure`, whose properties are its labels, and its id where they have one."""
+    """A crystal of a pymatgen `Structure`, whose properties are labels, and its id where `id_column` names one."""
     row = dict(structure.properties or {})
-    name = _name(row, fallback, id_column)
+    name = _name(row, fallback, id_column) if id_column else fallback
     if name is None:
         return Entry(fallback, where, row=row, problem=_no_id(where, id_column, row))
     place = f"{where} (id {name!r})"
@@ -128,7 +128,7 @@ def id_text(value: Any) -> str | None:
         return None
     try:
         known = bool(value == value and value != "")  # not NaN
-    except TypeError:  # pandas' NA refuses to be compared
+    except (TypeError, ValueError):  # pandas' NA refuses to be compared, and arrays have no truth
         known = False
     if not known:
         return None

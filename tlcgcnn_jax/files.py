@@ -42,14 +42,19 @@ def write_whole(path: str | Path, data: bytes) -> Path:
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device or a pipe, which stays one
+            with open(path, "wb") as stream:
+                stream.write(data)
+            return path
+        place = Path(os.path.realpath(path))  # a link stays one
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(name, place)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):

@@ -104,12 +104,12 @@ def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Seq
     columns = [str(column) for column in frame.columns]
     check_header(columns, "labels")
     rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
-    if id_column and id_column != frame.index.name and not (usual or id_column in columns):
+    asked = id_column is not None and str(frame.index.name) == id_column and id_column not in columns
+    there = [] if asked else [columns[c] for c in id_columns(columns, id_column, usual)]
+    if id_column and not (asked or there or usual):
         raise InputError(f"labels: no column {id_column!r} (--id-column) among {', '.join(columns)}")
-    there = [columns[c] for c in id_columns(columns, id_column, usual)]
-    column = there[0] if id_column in there else None
-    column = column or next((c for c in there if any(id_text(row[c]) in known for row in rows)), None)
-    if column is None and there and not any(id_text(index) in known for index in frame.index):
+    column = next((c for c in there if any(id_text(row[c]) in known for row in rows)), None)
+    if column is None and there and (id_column or not any(id_text(index) in known for index in frame.index)):
         column = there[0]
     ids = frame.index if column is None else [row[column] for row in rows]
     named = "its index" if column is None else f"column {column!r}"
@@ -159,6 +159,8 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
                 f"{row.where}: the id {row.id!r} stands twice in {sheet.column}, first at {first.where}: remove one, "
                 "or name another column with id_column (--id-column)"
             )
+    if not by_id:
+        raise InputError(f"{sheet.name}: there are no labels in it")
     whole = [entry for entry in entries if not entry.problem]
     if whole and not any(name in by_id for entry in whole for name in _names(entry)):
         theirs, ours = (", ".join(map(repr, list(ids)[:3])) for ids in (by_id, [entry.id for entry in whole]))

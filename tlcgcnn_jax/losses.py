@@ -85,18 +85,19 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarra
 
 
 def check_varied(values: np.ndarray, targets: Sequence[Target]) -> None:
-    """Raise `InputError` where all labels of a target, or all its classes, are one.
+    """Raise `InputError` where the labels of each target, or its classes, are all one: there is nothing to learn.
 
     Args:
-        values: [n, n_target] in the targets' units, NaN where missing.
+        values: [n, n_target] of all crystals, NaN where missing.
         targets: The targets, in the order of the columns.
     """
-    for column, target in zip(values.T, targets, strict=True):
-        known = column[np.isfinite(column)]
-        if len(known) and np.ptp(known) == 0:
-            raise InputError(
-                f"target {target.name}: all {len(known)} labels are {known[0]:g}: there is nothing to learn"
-            )
+    columns = [column[np.isfinite(column)] for column in values.T]
+    if all(len(known) > 1 and np.ptp(known) == 0 for known in columns):
+        told = "; ".join(
+            f"target {target.name}: all {len(known)} labels are {known[0]:g}"
+            for known, target in zip(columns, targets, strict=True)
+        )
+        raise InputError(f"{told}: there is nothing to learn")
 
 
 def learnt_values(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

@@ -48,7 +48,8 @@ def _is_crystal(thing: Any) -> bool:
     """Whether this is one crystal, and not many; paths apart."""
     if isinstance(thing, Mapping):
         return bool(GEOMETRY & set(thing))
-    return isinstance(thing, Record | Crystal) or hasattr(thing, "frac_coords") or hasattr(thing, "get_atomic_numbers")
+    told = any(hasattr(thing, name) for name in ("frac_coords", "get_atomic_numbers", "model_dump"))
+    return told or isinstance(thing, Record | Crystal)
 
 
 def _entry(thing: Any, where: str, name: str, id_column: str | None) -> Entry:
@@ -91,8 +92,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     geometry = None if flat else _geometry(columns, rows)
     if not flat and geometry is None:
         raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
-    found = id_columns(columns, id_column, ID_COLUMNS)
-    column = columns[found[0]] if found else None
+    column = _id_column(columns, rows, id_column)
     for number, (index, record) in enumerate(zip(frame.index, rows, strict=True)):
         where, name = f"DataFrame:{number}", id_text(index) or f"row_{number}"
         thing = record.pop(geometry) if geometry else record
@@ -109,4 +109,15 @@ def _geometry(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
     first = {c: next((row[c] for row in rows if id_text(row[c]) or _is_crystal(row[c])), None) for c in columns}
     holding = [c for c in ("structure", "atoms", *columns) if _is_crystal(first.get(c))]
     holding += [c for c in ("structure", "atoms") if isinstance(first.get(c), str | Path)]
+    holding += [c for c in ("structure", "atoms") if c in columns]  # of which each cell tells what is wrong
     return holding[0] if holding else None
+
+
+def _id_column(columns: list[str], rows: list[dict[str, Any]], id_column: str | None) -> str | None:
+    """The column of the ids: that which is asked for, or the first of the usual names that holds any."""
+    for column in (columns[place] for place in id_columns(columns, id_column, ID_COLUMNS)):
+        texts = [text for row in rows if (text := id_text(row[column]))]
+        # In other capitals it may be anything that happens to be called so.
+        if column == id_column or (texts and (column in ID_COLUMNS or len(set(texts)) == len(texts))):
+            return column
+    return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, id_text, record_entry
+from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, record_entry
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import cannot_read, user_path
 from tlcgcnn_jax.labels import MISSING, check_header, read_table, too_long
@@ -102,15 +102,17 @@ def path_entry(given: str | Path, where: str, name: str, id_column: str | None) 
     """The one crystal of a file that stands in a list; `name` is its id where it cannot be read."""
     try:
         path = user_path(given)
-        found = list(read_entries(path, find_reader(path), (), id_column))
+        reader = find_reader(path)
+        found = list(read_entries(path, reader, (), id_column))
+        if id_column and found[0].problem:  # it may be that of a sheet
+            found = list(read_entries(path, reader, (), None))
         if len(found) != 1:
             raise InputError(f"{path}: {len(found)} crystals in it; a list takes files of one: read it by itself")
     except InputError as error:
         return Entry(name, where, problem=f"{where}: {error}")
-    if id_column or found[0].id in (id_text(found[0].row.get(column)) for column in ID_COLUMNS):
-        return found[0]
-    # VASP's files are all called the same, and their folders tell them apart.
-    return replace(found[0], id=path.absolute().parent.name if path.name in ("POSCAR", "CONTCAR") else path.stem)
+    if path.name in ("POSCAR", "CONTCAR"):  # VASP's files are all called the same, and their folders tell them apart
+        return replace(found[0], id=path.resolve().parent.name)
+    return replace(found[0], id=path.name.split(".")[0]) if found[0].id == "row_0" else found[0]
 
 
 def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:

@@ -249,23 +249,22 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
 def only_study(folder: str | Path) -> Iterator[None]:
     """Make a study's folder, and keep any other study out of it for as long as this one is at work.
 
-    The lock is the operating system's, on the folder itself: it leaves nothing, and ends with the process whatever ends
-    it. Windows and some file systems of clusters have none.
+    The lock is the operating system's, on a file that goes when the study ends, and it ends with the process whatever
+    ends that. Windows and some file systems of clusters have none.
 
     Raises:
         InputError: Another study is at work there, or the folder cannot be written.
     """
-    folder = Path(folder)
+    path = Path(folder) / ".lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    with contextlib.ExitStack() as held:
+    with handle:
         try:
             import fcntl
 
-            handle = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
@@ -273,7 +272,10 @@ def only_study(folder: str | Path) -> Iterator[None]:
             ) from error
         except (ImportError, OSError):
             pass
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[str, Crystals]) -> StudyResults:

@@ -16,7 +16,7 @@ from tlcgcnn_jax import evaluate
 from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
-from tlcgcnn_jax.dataset import CrystalDataset
+from tlcgcnn_jax.dataset import CrystalDataset, find_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
@@ -321,7 +321,7 @@ def _lesson(
         raise InputError(f"the split's parts share crystals, or name rows beyond the {len(crystals)} of the dataset")
     labels = np.asarray(crystals.datasets[0].targets)
     transform_labels(labels, targets)
-    check_varied(labels[split.train], targets)
+    check_varied(labels, targets)
     return Lesson(crystals, targets, split, config, seeds)
 
 
@@ -341,6 +341,8 @@ def _prepared(
         raise InputError(f"targets: found {strange[0]!r}: a column's name, a Target, or a list of these was expected")
     if twice := [name for name, count in Counter(target.name for target in chosen).items() if count > 1]:
         raise InputError(f"target {twice[0]} is named twice: leave one out")
+    dataset = find_dataset(data)
+    data = data if dataset is None else dataset
     packed = isinstance(data, CrystalDataset | GraphSets)
     if not packed and not chosen:
         raise InputError("which property is to be learnt? Name at least one target column")

@@ -207,7 +207,7 @@ def _pack(
     some = labelled(first.select(rows), target)
     learnt = [learnt_target(target)]
     losses.transform_labels(np.asarray(some.targets), learnt)  # refused now, not by the first run
-    losses.check_varied(np.asarray(some.targets), learnt)
+    losses.check_varied(np.asarray(first.targets)[rows], learnt)
     return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64)), others
 
 
