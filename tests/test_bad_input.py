@@ -215,7 +215,7 @@ def test_an_id_without_a_file(refused, tmp_path):
 
 RUNS = {
     "logarithm of a negative label": (("--target", "low", "--transform", "log10"), "low: transform log10 needs posit"),
-    "half a class": (("--target", "half", "--task", "classification"), r"half: class 0\.5 found: classes are whole numbers"),
+    "half a class": (("--target", "half", "--task", "classification"), r"half: class 0\.5 found: classes are whole"),
     "sizes beyond the crystals": (("--target", K, "--train-size", 19, "--test-size", 9), "more than the 20 crystals"),
     "nothing to train on": (("--target", K, "--train-size", 0), "nothing to train on"),
     "split with an unknown id": (("--target", K, "--split", "SPLIT"), r"split\.json names nobody, not in the dataset"),
