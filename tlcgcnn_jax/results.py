@@ -258,10 +258,10 @@ def only_study(folder: str | Path) -> Iterator[None]:
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a")  # noqa: SIM115
+        path.touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    with handle:
+    with open(path, "a") as handle:
         try:
             import fcntl
 
