@@ -5,8 +5,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
+
+# The tests make thousands of small programs, whose compilation is most of the time: here, and in the processes that
+# tests start, it is done without most optimisations. Those of exact numbers ask for `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell starts its background jobs with Ctrl-C ignored, and Python leaves it so; the tests of interrupts need it.
@@ -39,11 +44,11 @@ def programs_of_one_file() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Without most optimisations, for files with many small programs, whose compilation is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised() -> Iterator[None]:
+    """Programs as users have them, for files that compare their numbers to the last bits."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,7 +20,6 @@ from tlcgcnn_jax.optim import frozen_modules, parameter_paths
 from tlcgcnn_jax.strategies import STRATEGIES
 from tlcgcnn_jax.train import Program, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = dataclasses.replace(toy.SIZES, convolutions=1)
 RANK = 2
 CONFIG = dataclasses.replace(toy.CONFIG, epochs=3, weight_decay=0.1, clip=1.0)

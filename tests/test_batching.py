@@ -55,6 +55,8 @@ def test_every_crystal_once_and_within_budget(kind, batch_size):
 def test_a_crystal_larger_than_the_budget_is_told():
     with pytest.raises(ValueError, match="larger than"):
         batch_plan(np.array([2, 9, 2]), np.array([6, 27, 6]), PadBudget(9, 27, 4, 4))
+    with pytest.raises(ValueError, match="crystal 0 with .5, 5. atoms and rows is larger than"):
+        batch_plan(np.array([5]), np.array([5]), PadBudget(4, 40, 3, 4))  # the smallest crystal is too large
 
 
 def test_plan_is_a_function_of_seed_and_epoch():

@@ -152,3 +152,8 @@ def test_predict_gives_units_and_takes_any_layout():
     other = Model(GraphConfig(cutoff=5.0), toy.SIZES, (toy.ENERGY,), normaliser, model.members)
     with pytest.raises(InputError, match="cutoff"):
         predict(other, toy.dataset())
+
+
+def test_a_batch_of_no_crystals_is_told():
+    with pytest.raises(InputError, match="batch_size is 0: at least 1"):
+        predict("mp-elastic", [], batch_size=0)

@@ -7,7 +7,7 @@ import pytest
 
 from tlcgcnn_jax.cli import make_parser
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import user_path, write_table
+from tlcgcnn_jax.files import read_json, user_path, write_table
 
 ROWS = [{"target": "gap, direct", "mae": 1 / 3, "n": 100000}, {"target": "K", "mae": 2.0, "n": 7}]
 
@@ -64,3 +64,21 @@ def test_what_cannot_be_written_leaves_the_old_table(tmp_path):
     assert path.read_text() == "target,mae,n\nK,2.0,7\n" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="cannot be written"):
         write_table(tmp_path / "nowhere" / "a.csv", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (None, "cannot be read"),
+        (b'{"a": 1', "damaged"),
+        (b'{"a": "\xff"}', "damaged"),
+        (b"[1]", "a JSON object was expected, found list"),
+    ],
+    ids=["absent", "cut", "not UTF-8", "another thing"],
+)
+def test_json_that_is_none_is_named(tmp_path, data, told):
+    path = tmp_path / "a.json"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=f"a.json: {told}"):
+        read_json(path)

@@ -28,7 +28,6 @@ from tlcgcnn_jax.outputs import head_features, network_outputs, padded_batches, 
 from tlcgcnn_jax.strategies import HEAD_ONLY, Phase, Strategy, find_strategy, strategy_names
 from tlcgcnn_jax.train import Trained, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = dataclasses.replace(toy.CONFIG, weight_decay=0.1, clip=1.0)  # either would move what is frozen, were it let to
 NAMES = strategy_names(toy.SIZES.convolutions)
 MIXTURES = tuple(name for name in NAMES if name.startswith("multi"))

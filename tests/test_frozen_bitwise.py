@@ -16,6 +16,8 @@ from tlcgcnn_jax.optim import ALL, frozen_modules, parameter_paths, rate_tree
 from tlcgcnn_jax.strategies import STRATEGIES
 from tlcgcnn_jax.train import Hyper, Program, init_state, train_scan
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SGD = TrainConfig(optimizer="sgd", momentum=0.0, weight_decay=0.1, schedule="constant", warmup=0.0, loss="mse")
 ADAMW = TrainConfig(optimizer="adamw", weight_decay=0.1, schedule="constant", warmup=0.0, loss="mse")
 RATE = 1e-2

@@ -39,8 +39,6 @@ SPLITS = [
     {"train": IDS[10:30], "test": IDS[:6]},
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:

@@ -17,6 +17,8 @@ from tlcgcnn_jax.losses import fit_normaliser, normalise
 from tlcgcnn_jax.model import CGCNN
 from tlcgcnn_jax.train import Hyper, Program, init_state, train_scan
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 GOLDEN = {
     "loss": 0.8847044,
     "gradient": 1.229507,

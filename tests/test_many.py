@@ -21,7 +21,6 @@ from tlcgcnn_jax.model import CGCNN
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.train import Program, Trained, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = dataclasses.replace(toy.SIZES, convolutions=1)
 # Momentum and not Adam: the gradient of a bias before a batch norm is the rounding of zero, of which Adam makes steps.
 CONFIG = dataclasses.replace(toy.CONFIG, epochs=5, optimizer="sgd", schedule="constant", warmup=0.0)

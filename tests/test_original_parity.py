@@ -16,6 +16,8 @@ from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.cgcnn_import import GRAPH, import_cgcnn, load_torch_tensors
 from tlcgcnn_jax.evaluate import predict
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 TOLERANCE = 1e-5  # standard deviations of the predictions
 
 

@@ -17,6 +17,8 @@ from tlcgcnn_jax.model import CGCNN, init_variables
 from tlcgcnn_jax.structures import Crystal, Record
 from tlcgcnn_jax.train import Hyper, Program, example_graph, init_state, train_step
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 TOLERANCE = 1e-5  # of the norm of each leaf
 SIZES = ModelConfig(width=16, convolutions=2, head_width=12, head_layers=2)
 VALUES = (Target("energy"), Target("gap"))

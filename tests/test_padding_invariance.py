@@ -15,6 +15,8 @@ from tlcgcnn_jax.model import CGCNN
 from tlcgcnn_jax.outputs import eval_step
 from tlcgcnn_jax.train import Hyper, Program, TrainState, init_state, train_scan, train_step
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 TOLERANCE = 2e-6  # of the largest entry of an array: float32 sums in another order
 ROWS = np.array([2, 4, 5, 6])
 TIGHT = PadBudget(16, 40, 5, 4)

@@ -19,6 +19,8 @@ from tlcgcnn_jax.elements import atomic_numbers
 from tlcgcnn_jax.model import CGCNN
 from tlcgcnn_jax.outputs import network_outputs
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 FACES = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 BY_HAND = {
     "cubic perovskite": PEROVSKITE,

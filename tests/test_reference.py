@@ -9,6 +9,8 @@ import reference
 
 from tlcgcnn_jax.cgcnn_import import import_cgcnn
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 WIDTH, STEP, LAST = 3, 1.0, 4.0
 
 

@@ -17,6 +17,8 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.train import Trained, train
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 TIMINGS = ("seconds", "crystals_per_second")
 
 

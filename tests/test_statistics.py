@@ -132,6 +132,10 @@ def test_comparison_needs_the_same_crystals(one, two):
         compare(np.ones(one), np.ones(two))
     with pytest.raises(InputError, match="2 group labels for 3"):
         compare(np.ones(3), np.ones(3), groups=["a", "b"])
+    for errors in ([1.0, np.nan, 1.0], [1.0, np.inf, 1.0]):
+        for ways in ((errors, np.ones(3)), (np.ones(3), errors)):
+            with pytest.raises(InputError, match="an error is not finite"):
+                compare(*map(np.array, ways))
 
 
 def runs(rng, seeds=5, n_test=200, pool=600, gain=0.0, training_luck=0.03):

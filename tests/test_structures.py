@@ -538,9 +538,12 @@ def test_a_first_row_without_label_or_file_is_no_header(tmp_path):
     assert [s.id for s in scan(tmp_path, on_error="skip").skipped] == ["lost"]
 
 
-def test_a_damaged_gzip_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: data[:30] + b"\xff" * 9 + data[39:]], ids=["cut", "altered"]
+)
+def test_a_damaged_gzip_is_named(tmp_path, damage):
     path = as_jsonl_gz(tmp_path)
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=r"s\.jsonl\.gz: the gzip file is damaged"):
         scan(path)
 

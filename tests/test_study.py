@@ -310,7 +310,7 @@ def test_goes_on_after_a_kill(data, tmp_path):
     running.wait()
     with open(results, "a") as handle:
         handle.write("a row that the kill cut sh")
-    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = StudyResults(tmp_path / "out").rows
     assert sorted(row.run for row in rows) == sorted({row.run for row in rows}) and len(rows) == 6

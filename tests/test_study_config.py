@@ -65,6 +65,14 @@ def test_a_file(tmp_path):
     assert target_name(study.targets[0]) == "log10 k_vrh"
 
 
+def test_in_python_lists_are_tuples_and_wrong_types_are_told():
+    assert StudyConfig([StudyTarget("a.json", "k")], sizes=[50, 100]).sizes == (50, 100)
+    with pytest.raises(InputError, match="StudyConfig: strategies is 'full': a list was expected"):
+        StudyConfig((StudyTarget("a.json", "k"),), strategies="full")
+    with pytest.raises(InputError, match="StudyTarget: sizes is 5: a list was expected"):
+        StudyTarget("a.json", "k", sizes=5)
+
+
 def test_through_json():
     import json
 
@@ -78,7 +86,21 @@ BAD = {
     "unknown key": (TARGET + 'colunm = "x"', "no setting colunm"),
     "unknown key above": ("sise = 3\n" + TARGET, "no setting sise"),
     "a string for a list": ('sizes = "100"\n' + TARGET, "a list was expected"),
-    "an unknown transform to learn": (TARGET + 'learn = "sqrt"', "transform 'sqrt'"),
+    "an unknown transform to learn": (TARGET + 'learn = "sqrt"', "target k_vrh: learn is 'sqrt'"),
+    "an unknown transform": (TARGET + 'transform = "sqrt"', "target k_vrh: transform is 'sqrt'"),
+    "an unknown transform of a source": (
+        TARGET + '[[sources]]\ndata = "x"\ncolumn = "e"\ntransform = "sqrt"',
+        "e: transform is 'sqrt'",
+    ),
+    "a source without epochs": (TARGET + '[[sources]]\ndata = "x"\ncolumn = "e"\nepochs = 0', "epochs is 0"),
+    "a rate that trains uphill": (
+        TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = [["*", -1.0]]',
+        r"multiplier of '\*' is -1",
+    ),
+    "an unknown combination": (
+        TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = []\ncombine = "sum"',
+        "a: combine is 'sum'",
+    ),
     "too small": ("sizes = [2]\n" + TARGET, "at least 5"),
     "no seed": ("seeds = 0\n" + TARGET, "seeds is 0"),
     "unknown strategy": ('strategies = ["ful"]\n' + TARGET, "no strategy 'ful'"),

@@ -192,7 +192,7 @@ def test_no_suite_is_not_an_empty_suite(zoo, tmp_path):
 # --- a training -------------------------------------------------------------------------------------------------------
 
 
-def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path, monkeypatch, quick_compilation):
+def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo.train, "fit", functools.partial(fit, model=toy.SIZES))  # a small network
     name, column = "mp-band-gap", "band_gap_pbe_eV"
     pairs = [(a, b) for a in symbols()[21:31] for b in symbols()[39:45]]
@@ -224,7 +224,7 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
     assert zoo.train.load_start(name, tmp_path / "runs").formulas == model.formulas
 
 
-def test_several_starts_make_an_ensemble(zoo, tmp_path, monkeypatch, quick_compilation):
+def test_several_starts_make_an_ensemble(zoo, tmp_path, monkeypatch):
     """A network from each, in rounds that start where the one before ended, the head included."""
     monkeypatch.setattr(zoo.train, "split_by_formula", lambda formulas: toy.SPLIT)
     for number, name in enumerate(("a", "b")):
@@ -292,7 +292,7 @@ def test_a_trial_differs_from_the_base_in_one_setting(zoo):
         assert differing == [(trial.option, trial.value)]
 
 
-def test_weights_and_their_mean(zoo, quick_compilation):
+def test_weights_and_their_mean(zoo):
     """The last weights are those of `train`, and the mean is what its formula gives."""
     config = replace(toy.CONFIG, epochs=2, batch_size=8, schedule="constant", warmup=0.0)  # one update an epoch
     split = Split(toy.SPLIT.train, *[np.zeros(0, int)] * 2)

@@ -162,7 +162,7 @@ def analyse(results: StudyResults) -> Analysis:
     families: dict[tuple[str, int], list[Outcome]] = {}
     for outcome in outcomes:
         families.setdefault((outcome.target, outcome.size), []).append(outcome)
-    best = tuple(_best(study, family) for family in families.values())
+    best = tuple(_best(family) for family in families.values())
     return Analysis(tuple(outcomes), best, crossings)
 
 
@@ -241,7 +241,7 @@ def _at_size(study: _Study, target: str, unit: str, size: int) -> list[Outcome]:
             )
         )  # fmt: skip
     scratch = next((way for way in order if way.kind == "scratch"), None)
-    baseline = _chosen([outcome for outcome in outcomes if outcome.way.kind == "baseline"])
+    baseline = chosen([outcome for outcome in outcomes if outcome.way.kind == "baseline"])
     against: dict[str, dict[Way, Comparison]] = {"scratch": {}, "baseline": {}}
     for name, reference in (("scratch", scratch), ("baseline", baseline and baseline.way)):
         for kind in KINDS if name == "scratch" else ("scratch", "transfer"):
@@ -261,7 +261,7 @@ def _at_size(study: _Study, target: str, unit: str, size: int) -> list[Outcome]:
     ]
 
 
-def _chosen(outcomes: Iterable[Outcome]) -> Outcome | None:
+def chosen(outcomes: Iterable[Outcome]) -> Outcome | None:
     """The one with the lowest validation error among those with the most seeds: other means are of other splits."""
     outcomes = list(outcomes)
     most = max((len(outcome.seeds) for outcome in outcomes), default=0)
@@ -275,10 +275,10 @@ def _curve(outcomes: Sequence[Outcome], target: str, way: Way | str) -> dict[int
     return {o.size: o.mae.mean for o in sorted(mine, key=lambda outcome: outcome.size)}
 
 
-def _best(study: _Study, family: Sequence[Outcome]) -> Best:
-    best = _chosen(family)
+def _best(family: Sequence[Outcome]) -> Best:
+    best = chosen(family)
     assert best is not None, "a family has at least one outcome"
-    transfer = _chosen([outcome for outcome in family if outcome.way.kind == "transfer"])
+    transfer = chosen([outcome for outcome in family if outcome.way.kind == "transfer"])
     if best.way.kind == "transfer":
         found = best.against_scratch
         word = found.verdict if found else NO_EVIDENCE

@@ -80,6 +80,9 @@ def batch_plan(
 
     Returns:
         One int64 array of row numbers for each batch.
+
+    Raises:
+        ValueError: A crystal that is larger than a whole batch.
     """
     order = np.arange(len(n_atom))
     if seed is not None:
@@ -101,7 +104,8 @@ def batch_plan(
             else:
                 skipped.append(crystal)
         if not chosen:
-            raise ValueError(f"crystal {skipped[0]} with {sizes[skipped[0]]} atoms and rows is larger than {budget}")
+            crystal = skipped[0] if skipped else pending[-1]
+            raise ValueError(f"crystal {crystal} with {sizes[crystal]} atoms and rows is larger than {budget}")
         pending.extend(reversed(skipped))
         batches.append(np.array(chosen, np.int64))
     return batches

@@ -48,6 +48,12 @@ class Model:
         formulas: Reduced formulas of the crystals that it was trained on, its source's included; () if not known.
         calibration: Error bars of each target, None for a target without; () for a model that has none.
         novelty: Some of its training crystals as the first member sees them, to tell which others are unlike them.
+
+    Example:
+        >>> from tlcgcnn_jax import load_model
+        >>> model = load_model("mp-formation-energy")
+        >>> model.targets[0].unit, model.model.width, len(model.members)
+        ('eV/atom', 64, 1)
     """
 
     graph: GraphConfig
@@ -164,9 +170,9 @@ def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -
 
 def check_same_graph(found: GraphConfig, wanted: GraphConfig, where: str = "the dataset") -> None:
     """Raise `InputError` unless graph settings differ at most in `places`, which changes no result."""
-    wanted = replace(wanted, places=found.places)
-    if wanted == found:
+    if wanted.kind == found.kind:
         return
+    wanted = replace(wanted, places=found.places)
     names = [name for name in GraphConfig.__dataclass_fields__ if getattr(wanted, name) != getattr(found, name)]
     told = "; ".join(f"{name} is {getattr(found, name)}, the model's {getattr(wanted, name)}" for name in names)
     raise InputError(

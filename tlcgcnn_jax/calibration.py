@@ -209,7 +209,7 @@ class ConfidenceCurve(NamedTuple):
 
 
 def confidence_curve(error: np.ndarray, std: np.ndarray) -> ConfidenceCurve:
-    """Error against confidence: does the error fall when one keeps the predictions of small standard deviation?
+    """Error against confidence: whether it falls where one keeps the predictions of small standard deviation.
 
     Args:
         error: [n] errors.

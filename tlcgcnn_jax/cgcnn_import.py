@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 GRAPH = GraphConfig(cutoff=8.0, neighbours=12, ties="reference", legacy_padding=True)
 GAUSSIAN_STEP = 0.2  # Å
 
-# The original's names of the sizes, as on its command line, and ours.
+# The settings of a checkpoint name the sizes as the original's command line does: they are checked against the tensors.
 SIZES = {"atom_fea_len": "width", "n_conv": "convolutions", "h_fea_len": "head_width", "n_h": "head_layers"}
 
 
@@ -60,6 +60,7 @@ def import_cgcnn(
         InputError: The file cannot be read, or holds anything else than such a network.
 
     Example:
+        >>> from tlcgcnn_jax import import_cgcnn
         >>> model = import_cgcnn("formation-energy-per-atom.pth.tar", unit="eV/atom")  # doctest: +SKIP
     """
     path = user_path(checkpoint)

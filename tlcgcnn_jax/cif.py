@@ -184,7 +184,7 @@ def _expand(coords: np.ndarray, rotations: np.ndarray, translations: np.ndarray)
     Returns:
         Site of each image, int [n], and the images, float64 [n, 3], within the cell.
     """
-    # [n_site, 3] @ [3, n_op * 3]: all images in one product
+    # [n_site, 3] @ [3, n_op * 3]: one product, where a loop would make up to 192 small ones
     images = (coords @ rotations.transpose(2, 0, 1).reshape(3, -1) + translations.ravel()).reshape(-1, 3)
     images -= np.floor(images)
     if len(rotations) == 1:

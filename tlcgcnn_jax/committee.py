@@ -42,6 +42,21 @@ class Committee:
         formulas: As of `Model`.
         calibration: Error bars of the committee's own predictions.
         weights: Of the parts, with sum 1; (): all alike.
+
+    Raises:
+        InputError: Fewer than two parts, parts of different targets, or weights that are not positive ones with sum 1,
+            one for each part.
+
+    Example:
+        >>> from tlcgcnn_jax import textbook_records, transfer
+        >>> records = textbook_records(("bulk_modulus_gpa",))[:20]
+        >>> way = "ensemble:features:ridge+descriptors:ridge"
+        >>> list(transfer(records, "mp-formation-energy", way, "bulk_modulus_gpa").model.parts)
+        ['features:ridge', 'descriptors:ridge']
+
+    Source:
+        B. Lakshminarayanan, A. Pritzel and C. Blundell, "Simple and scalable predictive uncertainty estimation using
+        deep ensembles", NeurIPS 2017, on the variance of a mixture; here that between the parts is the unbiased one.
     """
 
     parts: dict[str, "AnyModel"]

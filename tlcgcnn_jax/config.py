@@ -11,13 +11,16 @@ from tlcgcnn_jax.errors import InputError
 
 T = TypeVar("T")
 
+COMBINATIONS = ("concatenate", "gate")  # of several sources in one network
+TRANSFORMS = ("identity", "log10", "log")  # of labels
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
 
 
-def _settle_types(config: Any) -> None:
+def settle_types(config: Any) -> None:
     """Give every setting its annotated type, lists that of tuples, or say which one has another."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = _typed(hint, getattr(config, name), f"{type(config).__name__}: {name}")
@@ -62,6 +65,18 @@ class GraphConfig:
         legacy_padding: Invent a neighbour (atom 0 at `cutoff` + 1 Å) for every missing one, as the original
             code does; only for its weights.
         places: Edge places in one row of the packed graph. It changes the layout and the speed, not the result.
+
+    Raises:
+        InputError: A setting of another type or outside its range, or `legacy_padding` without ties="reference"; it is
+            named.
+
+    Example:
+        >>> from tlcgcnn_jax import GraphConfig, build_dataset, textbook_records
+        >>> build_dataset(textbook_records()[:2], graph=GraphConfig(cutoff=6.0, neighbours=8)).graph.cutoff
+        6.0
+
+    Source:
+        Xie & Grossman, Phys. Rev. Lett. 120, 145301 (2018); cutoff and neighbours are those of the authors' code.
     """
 
     cutoff: float = 8.0
@@ -72,7 +87,7 @@ class GraphConfig:
     places: int = 4
 
     def __post_init__(self) -> None:
-        _settle_types(self)
+        settle_types(self)
         _require(0 < self.cutoff < math.inf, f"cutoff is {self.cutoff} Å: it must be positive and finite")
         _require(self.neighbours > 0, f"neighbours is {self.neighbours}: it must be at least 1")
         _require(self.ties in ("shell", "reference"), f"ties is {self.ties!r}: use 'shell' or 'reference'")
@@ -82,6 +97,11 @@ class GraphConfig:
             not self.legacy_padding or self.ties == "reference",
             "legacy_padding needs ties='reference': invented neighbours belong to the original's graphs alone",
         )
+
+    @property
+    def kind(self) -> "GraphConfig":
+        """The same without the layout, which changes no result: equal kinds are equal graphs."""
+        return dataclasses.replace(self, places=GraphConfig.places)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,16 @@ class Target:
         classes: Number of classes (classification only).
         transform: "identity", "log10" or "log": the network learns the transformed value, and everything that is
             reported is in the unit of the column.
+
+    Raises:
+        InputError: A setting of another type or outside its range, or a transform of classes; it is named.
+
+    Example:
+        >>> from tlcgcnn_jax import Target
+        >>> Target("bulk_modulus_gpa", "GPa", transform="log10").outputs
+        1
+        >>> Target("crystal_system", kind="classification", classes=7).outputs
+        7
     """
 
     name: str
@@ -104,11 +134,11 @@ class Target:
     transform: str = "identity"
 
     def __post_init__(self) -> None:
-        _settle_types(self)
-        kinds, transforms = ("regression", "classification"), ("identity", "log10", "log")
+        settle_types(self)
+        kinds = ("regression", "classification")
         _require(self.kind in kinds, f"target {self.name}: kind is {self.kind!r}: use one of {kinds}")
         _require(
-            self.transform in transforms, f"target {self.name}: transform {self.transform!r}: use one of {transforms}"
+            self.transform in TRANSFORMS, f"target {self.name}: transform {self.transform!r}: use one of {TRANSFORMS}"
         )
         _require(self.classes >= 2, f"target {self.name}: {self.classes} classes: there must be at least 2")
         _require(
@@ -149,6 +179,14 @@ class ModelConfig:
         combine: How several sources reach the head: "concatenate" their pooled features, or mix them with a learnt
             weight each ("gate").
         top_k: Sources with the largest weights that the gate lets through; 0: all.
+
+    Raises:
+        InputError: A setting of another type or outside its range; it is named.
+
+    Example:
+        >>> from tlcgcnn_jax import ModelConfig
+        >>> ModelConfig(width=32, gaussian_step=0.5).gaussians
+        17
     """
 
     width: int = 64
@@ -163,12 +201,11 @@ class ModelConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        _settle_types(self)
+        settle_types(self)
         for name in ("width", "convolutions", "head_width", "head_layers", "gaussian_step", "gaussian_max", "sources"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be in [0, 1)")
-        ways = ("concatenate", "gate")
-        _require(self.combine in ways, f"combine is {self.combine!r}: use one of {ways}")
+        _require(self.combine in COMBINATIONS, f"combine is {self.combine!r}: use one of {COMBINATIONS}")
         _require(
             0 <= self.top_k <= self.sources, f"top_k is {self.top_k}: use 1 to {self.sources}, the number of sources"
         )
@@ -191,7 +228,7 @@ class TrainConfig:
         weight_decay: Decoupled weight decay, applied to trained kernels only.
         momentum: Momentum of SGD.
         schedule: "cosine" (to zero), "step" or "constant", after the warm-up.
-        warmup: Share of all updates in which the rate climbs from zero.
+        warmup: Share of all updates in which the rate climbs linearly to its peak.
         milestones: Shares of all updates after which "step" multiplies the rate by `decay`.
         decay: Factor of each step of "step".
         loss: "mae", "mse" or "huber" on normalised targets; classes always take the cross-entropy.
@@ -200,6 +237,14 @@ class TrainConfig:
         keep: Weights of the "best" epoch by validation score, or of the "last" one: where a network learns several
             properties, the score is the mean of all, and the best epoch of one may be early for another.
         seed: Seed of initial weights, batches and dropout.
+
+    Raises:
+        InputError: A setting of another type or outside its range, or `patience` with keep="last"; it is named.
+
+    Example:
+        >>> from tlcgcnn_jax import TrainConfig
+        >>> TrainConfig(epochs=200, schedule="step", milestones=[0.5, 0.8]).milestones
+        (0.5, 0.8)
     """
 
     epochs: int = 100
@@ -219,7 +264,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _settle_types(self)
+        settle_types(self)
         _require(self.epochs > 0, f"epochs is {self.epochs}: it must be at least 1")
         _require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be at least 1")
         _require(self.optimizer in ("adamw", "sgd"), f"optimizer is {self.optimizer!r}: use 'adamw' or 'sgd'")

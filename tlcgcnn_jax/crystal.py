@@ -26,6 +26,13 @@ class Crystal(NamedTuple):
         lattice: float64 [3, 3], rows a, b, c in Å.
         atomic_numbers: int32 [n], 1 to 100.
         frac_coords: float64 [n, 3], fractions of a, b, c; need not lie within the cell.
+
+    Example:
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import Crystal
+        >>> salt = Crystal(np.eye(3) * 4.12, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
+        >>> salt.frac_coords.shape
+        (2, 3)
     """
 
     lattice: np.ndarray
@@ -42,6 +49,13 @@ class Record:
         structure: The crystal.
         targets: Value of each property that was asked for; NaN where the label is missing.
         where: Where it was read from: a file, or a file and line.
+
+    Example:
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import Crystal, Record
+        >>> salt = Crystal(np.eye(3) * 4.12, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
+        >>> Record("CsCl", salt, {"is_metal": 0.0}).targets
+        {'is_metal': 0.0}
     """
 
     id: str

@@ -22,7 +22,7 @@ from tlcgcnn_jax.structures import Item, Record, formula, parse, scan
 
 logger = logging.getLogger(__name__)
 
-# Type of each array, and what its first axis counts.
+# Type, and what the first axis counts. Packing, selecting and saving go by one table, so that no array is forgotten.
 _ARRAYS: dict[str, tuple[type, str]] = {
     "targets": (np.float32, "crystal"),
     "n_atom": (np.int32, "crystal"),
@@ -62,6 +62,12 @@ class CrystalDataset:
         notes: What happened on the way, e.g. why a saved dataset was packed again; not saved.
         atom_offset: int64 [n + 1], first atom of each crystal.
         row_offset: int64 [n + 1], first row of each crystal.
+
+    Example:
+        >>> from tlcgcnn_jax import build_dataset, textbook_records
+        >>> crystals = build_dataset(textbook_records(("band_gap_ev",))[:4], targets=("band_gap_ev",))
+        >>> len(crystals), crystals.targets.shape, crystals.select([1, 0]).ids
+        (4, (4, 1), ['diamond-Si', 'diamond-C'])
     """
 
     graph: GraphConfig
@@ -96,7 +102,12 @@ class CrystalDataset:
         return np.flatnonzero(np.isfinite(self.targets).any(1))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "CrystalDataset":
-        """The crystals at `indices` (row numbers, or a mask of length n), in that order, in memory."""
+        """The crystals at `indices` (row numbers, or a mask of length n), in that order, in memory.
+
+        Raises:
+            InputError: A mask of another length.
+            IndexError: A row number beyond the crystals.
+        """
         index = np.asarray(indices)
         if index.dtype == bool and index.shape != (len(self),):
             raise InputError(f"a mask of shape {index.shape} for {len(self)} crystals: ({len(self)},) was expected")
@@ -165,6 +176,14 @@ def load_dataset(path: str | Path, verify: bool = True) -> CrystalDataset:
 
     Raises:
         InputError: No dataset, one of another version, or a damaged one (the file is named).
+
+    Example:
+        >>> import tempfile
+        >>> from tlcgcnn_jax import build_dataset, load_dataset, textbook_records
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     build_dataset(textbook_records()[:2]).save(f"{folder}/two")
+        ...     load_dataset(f"{folder}/two").formulas
+        ['C', 'Si']
     """
     manifest, lists, arrays = read_folder(path, verify)
     try:
@@ -227,8 +246,9 @@ def build_dataset(
         InputError: Bad input, no crystal left, or an `out` that is not a dataset or cannot be written.
 
     Example:
-        >>> from tlcgcnn_jax.structures import Crystal
-        >>> salt = Crystal(np.eye(3) * 4.1, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import Crystal, Record, build_dataset
+        >>> salt = Crystal(np.eye(3) * 4.12, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
         >>> build_dataset([Record("CsCl", salt, {})]).formulas
         ['ClCs']
     """

@@ -50,7 +50,7 @@ def embed_many(sources: Mapping[str, Model], crystals: GraphSets, layers: Sequen
     """Embeddings by several sources, side by side.
 
     Args:
-        sources: Models by name; of an ensemble, the first network counts. None are needed for descriptors alone.
+        sources: Models by name; of an ensemble, the first network counts. {} for descriptors alone.
         crystals: With the graph settings of every source, or the default ones where there is none.
         layers: As in `embed`; "descriptors" adds those of `descriptors.descriptors`, once, at the end.
 

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message says what was found, where, what was expected and what to do."""
+    """Input that cannot be used; the message says what was found, where, what was expected and what to do.
+
+    Example:
+        >>> from tlcgcnn_jax import InputError, textbook_records
+        >>> try:
+        ...     textbook_records(["colour"])
+        ... except InputError as error:
+        ...     print(error)
+        textbook: no property colour; there are band_gap_ev, bulk_modulus_gpa, eps_inf, eps_0
+    """
 
 
 @dataclass(frozen=True)

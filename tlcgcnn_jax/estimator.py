@@ -66,9 +66,9 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         >>> from tlcgcnn_jax import CGCNNRegressor, textbook_records
         >>> records = textbook_records(["bulk_modulus_gpa"])[:12]
         >>> moduli = [record.targets["bulk_modulus_gpa"] for record in records]
-        >>> regressor = CGCNNRegressor(epochs=1, width=8, convolutions=1, transform="log10")
-        >>> cross_val_score(regressor, records, moduli, cv=3).shape
-        (3,)
+        >>> regressor = CGCNNRegressor("mp-formation-energy", "features:ridge", transform="log10")
+        >>> cross_val_score(regressor, records, moduli, cv=2).shape
+        (2,)
     """
 
     def __init__(

@@ -40,19 +40,25 @@ def predict(
         inputs: Whatever `read_structures` takes (a path, pymatgen Structures, a DataFrame, …), or a prepared dataset.
         id_column: Column that holds the ids, see `read_structures`.
         on_error: "raise", or "skip" to list bad crystals in `skipped` and go on.
-        batch_size: Crystals in a batch, on average; default: what is fastest on the device.
+        batch_size: Crystals in a batch, on average, of networks with one source; mixtures of sources, and the features
+            of regressors, are computed in batches of their own. Default: what is fastest on the device.
         progress: Show a bar while crystals are read.
 
+    Returns:
+        One row for each crystal that could be read, in the order of the input; the others are in `skipped`.
+
     Raises:
-        InputError: No such model, a crystal that cannot be read, or a dataset with other graph settings than the
-            model's.
+        InputError: No such model, a crystal that cannot be read, a dataset with other graph settings than the model's,
+            or a batch of no crystals.
 
     Example:
-        >>> import tlcgcnn_jax
-        >>> found = predict("mp-elastic", tlcgcnn_jax.textbook_records()[:2])
+        >>> from tlcgcnn_jax import predict, textbook_records
+        >>> found = predict("mp-elastic", textbook_records()[:2])
         >>> found.ids, found.values.shape
         (['diamond-C', 'diamond-Si'], (2, 2))
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: at least 1, or None for what is fastest")
     if isinstance(model, str | Path):
         model = load_model(model)
     elif not isinstance(model, Model | FeatureModel | Committee):

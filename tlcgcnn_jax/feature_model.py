@@ -45,7 +45,7 @@ class FeatureModel:
     seconds after loading and gives the same numbers each time.
 
     Attributes:
-        sources: Networks by name; of an ensemble the first counts. None for descriptors alone.
+        sources: Networks by name; of an ensemble the first counts. {} for descriptors alone.
         layers: Some of `embeddings.LAYERS`, of each source, and "descriptors".
         targets: Values, not classes.
         regressor: One of `regressors.REGRESSORS`.
@@ -56,6 +56,13 @@ class FeatureModel:
         notes: As of `Model`.
         formulas: As of `Model`.
         calibration: As of `Model`.
+
+    Example:
+        >>> from tlcgcnn_jax import textbook_records, transfer
+        >>> records = textbook_records(("bulk_modulus_gpa",))[:20]
+        >>> model = transfer(records, "mp-formation-energy", "features:ridge", "bulk_modulus_gpa").model
+        >>> model.regressor, model.x.shape
+        ('ridge', (18, 192))
     """
 
     sources: dict[str, Model]

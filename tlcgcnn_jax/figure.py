@@ -55,10 +55,22 @@ def log_axis(axes: Any, which: str, low: float, high: float) -> None:
 
 
 def short(value: float, _: object = None) -> str:
+    """A number for an axis: thousands with commas, others as short as they are.
+
+    Example:
+        >>> short(2000.0), short(0.5)
+        ('2,000', '0.5')
+    """
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:g}"
 
 
 def labelled(what: str, name: str, unit: str) -> str:
+    """A label for an axis, the unit in parentheses where there is one.
+
+    Example:
+        >>> labelled("predicted", "band gap", "eV")
+        'predicted band gap (eV)'
+    """
     return plain(" ".join(part for part in (what, name, f"({unit})" if unit else "") if part))
 
 

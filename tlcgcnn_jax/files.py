@@ -101,9 +101,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-        InputError: The file holds something else, or is damaged; it is named.
+        InputError: The file is absent, holds something else, or is damaged; it is named.
     """
-    return read_object(Path(path).read_text(), str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise cannot_read(str(path), error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged: {error}") from error
+    return read_object(text, str(path))
 
 
 def read_object(text: str, where: str) -> dict[str, Any]:

@@ -67,7 +67,17 @@ class Start:
 
 
 def network_of(strategy: Strategy, sources: Sequence[Model], model_config: ModelConfig) -> ModelConfig:
-    """Sizes of the network that a strategy trains: the source's, side by side for several, or the given ones."""
+    """Sizes of the network that a strategy trains: the source's, side by side for several, or the given ones.
+
+    Args:
+        strategy: How many sources it takes, and how it combines them.
+        sources: () for training from scratch, one, or several for a mixture.
+        model_config: Sizes of a network without a source, and of the head of a mixture.
+
+    Raises:
+        InputError: A mixture without sources, or of sources of which one is a mixture itself; one source where the
+            strategy joins several, or several where it takes one; or sources of different sizes.
+    """
     if not sources:
         if model_config.sources > 1:
             raise InputError(f"a mixture of {model_config.sources} sources is made of sources: none was given")
@@ -111,13 +121,13 @@ def start(
         dataset: Packed crystals with the targets' columns and the sources' graph settings.
         targets: What to learn.
         strategy: How.
-        sources: None for training from scratch, one, or several for a mixture.
+        sources: () for training from scratch, one, or several for a mixture.
         job: Rows and seed.
-        model_config: Sizes of a network without a source.
+        model_config: Sizes of a network without a source, and of the head of a mixture.
 
     Raises:
-        InputError: Sources that do not fit, patterns that do not cover the parameters, or a training set without
-            labels.
+        InputError: Columns that are not the targets, sources that do not fit, patterns that do not cover the
+            parameters, or a training set without labels.
     """
     names = tuple(target.name for target in targets)
     if names != tuple(dataset.target_names):
@@ -194,6 +204,10 @@ def fine_tune(
 
     Returns:
         One result a job, in their order, with adapters folded into the kernels.
+
+    Raises:
+        InputError: As `start`, and as `many.train_many`: a training loss that is not a number, or checkpoints of other
+            jobs.
     """
     targets = tuple(targets)
     starts = starts or [start(dataset, targets, strategy, sources, job, model_config) for job in jobs]

@@ -1,7 +1,7 @@
 """The same crystals under several graph settings, for sources that were trained on graphs of different kinds."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tlcgcnn_jax.bundle import check_same_graph
@@ -41,7 +41,7 @@ class GraphSets:
             InputError: There is none; the message says what differs.
         """
         for dataset in self.datasets:
-            if _same(dataset.graph, graph):
+            if dataset.graph.kind == graph.kind:
                 return dataset
         check_same_graph(self.datasets[0].graph, graph)
         raise AssertionError("unreachable: the check raises")
@@ -94,7 +94,7 @@ def pack_graphs(
     for graph in graphs:
         if not isinstance(graph, GraphConfig):
             raise InputError(f"graph is {graph!r}: a GraphConfig was expected")
-        if not any(_same(graph, other) for other in distinct):
+        if not any(graph.kind == other.kind for other in distinct):
             distinct.append(graph)
     datasets = [
         build_dataset(
@@ -115,7 +115,3 @@ def pack_graphs(
         for dataset in datasets
     )
     return GraphSets(aligned, tuple(skipped.values()))
-
-
-def _same(one: GraphConfig, other: GraphConfig) -> bool:
-    return replace(one, places=other.places) == other

@@ -88,7 +88,8 @@ def build_graph(crystal: Crystal, config: GraphConfig = GraphConfig(), where: st
         The graph; with `ties="shell"` it does not depend on the order of the atoms or the choice of the cell.
 
     Raises:
-        InputError: Values that are not finite, a flat cell, sites closer than 0.4 Å, or an atom without a neighbour.
+        InputError: Shapes that do not fit, values that are not finite, a flat cell, an element beyond the table, sites
+            closer than 0.4 Å, or, without `legacy_padding`, an atom without a neighbour within the cutoff.
 
     Example:
         >>> cubic = Crystal(np.eye(3) * 3.35, np.array([84]), np.zeros((1, 3)))

@@ -15,7 +15,7 @@ from tlcgcnn_jax.entries import Entry, id_text
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import user_path
 
-# What tables write for no value.
+# Spreadsheets, pandas and databases write no value in ways of their own, which must not pass for text.
 MISSING = ("", "-", "nan", "na", "n/a", "#n/a", "null", "none")
 
 

@@ -22,6 +22,9 @@ class WeightedBatchNorm(nn.Module):
     Attributes:
         momentum: Share of the new batch in the running statistics.
         epsilon: Added to the variance.
+
+    Source:
+        S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, Algorithm 1, where all weights are 1.
     """
 
     momentum: float = TORCH_MOMENTUM
@@ -154,6 +157,9 @@ def pool_mean(atoms: Array, graph_of_atom: Array, n_atom: Array) -> Array:
 
     Returns:
         [n_graph, features].
+
+    Source:
+        Xie & Grossman, Phys. Rev. Lett. 120, 145301 (2018): the normalised sum as pooling function.
     """
     total = jax.ops.segment_sum(atoms, graph_of_atom, n_atom.shape[0], indices_are_sorted=True)
     return total / jnp.maximum(n_atom, 1)[:, None].astype(atoms.dtype)
@@ -169,6 +175,9 @@ def gaussians(distance: Array, centres: Sequence[float] | np.ndarray, width: flo
 
     Returns:
         [..., n].
+
+    Source:
+        `GaussianDistance` in the code of Xie & Grossman, Phys. Rev. Lett. 120, 145301 (2018).
     """
     exact = np.asarray(centres, np.float64)
     near = exact.astype(np.float32)

@@ -65,7 +65,20 @@ def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
 
 
 def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
-    """Values in the targets' units to the space that is learnt, float64 [n, n_target]; NaN stays NaN."""
+    """Values in the targets' units to the space that is learnt, float64 [n, n_target]; NaN stays NaN.
+
+    Args:
+        values: [n, n_target] in the targets' units.
+        targets: The targets, in the order of the columns.
+
+    Raises:
+        InputError: A label that is not positive where its logarithm is learnt, or that is no class of its target.
+
+    Example:
+        >>> transform_labels(np.array([[100.0], [np.nan]]), [Target("k", transform="log10")])
+        array([[ 2.],
+               [nan]])
+    """
     out = np.array(values, np.float64)
     for column, target in enumerate(targets):
         known = out[np.isfinite(out[:, column]), column]

@@ -61,7 +61,7 @@ def rate_tree(params: Any, rates: Rates) -> Any:
 
 
 def frozen_modules(params: Mapping[str, Any], rates: Rates) -> tuple[str, ...]:
-    """Paths of the modules of which no parameter is trained, nested ones included: "conv_0", "conv_0/edge_norm", …"""
+    """Paths of the modules of which no parameter is trained, nested ones such as "conv_0/edge_norm" included."""
     found: dict[str, bool] = {}
     for path, rate in zip(parameter_paths(params), jax.tree.leaves(rate_tree(params, rates)), strict=True):
         parts = path.split("/")[:-1]
@@ -83,6 +83,9 @@ def make_optimizer(config: TrainConfig, rates: Rates, pulls: Rates = ()) -> opta
         rates: Patterns with their multipliers.
         pulls: Patterns with the strength of a pull towards where training started, which takes the place of weight
             decay; the first match counts, and a parameter without one is not pulled.
+
+    Source:
+        Decoupled weight decay: I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
     def branch(rate: float, pull: float) -> optax.GradientTransformation:
@@ -132,6 +135,13 @@ def learning_rate(config: TrainConfig, step: Array, total: Array, peak: Array) -
         step: Number of updates already made.
         total: Number of updates of the whole run.
         peak: Highest learning rate.
+
+    Returns:
+        float32 scalar.
+
+    Source:
+        The cosine: I. Loshchilov and F. Hutter, "SGDR: Stochastic gradient descent with warm restarts", ICLR 2017,
+        Eq. 5, here without restarts.
     """
     done = step.astype(jnp.float32) / jnp.maximum(total, 1)
     climb = (step + 1) / jnp.maximum(config.warmup * total, 1.0) if config.warmup else jnp.ones(())

@@ -195,8 +195,11 @@ def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, d
 
 
 def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: int) -> dict[str, float | int]:
-    """Share or number of each part: what is not asked for validates and tests by its default share, or by its part of
-    what is left where that does not fit, and the rest trains."""
+    """Share or number of each part of a split.
+
+    What is not asked for validates and tests by its default share, or by its part of what is left where that does not
+    fit, and the rest trains.
+    """
     given: dict[str, float | int] = {}
     for part in PARTS:
         ratio, size = getattr(options, f"{part}_ratio"), getattr(options, f"{part}_size")

@@ -52,7 +52,8 @@ def network_outputs(
         variables: {"params", "batch_stats"}.
         dataset: Packed crystals; labels are not looked at.
         batch_size: Crystals in a batch, on average; default: what is fastest, 32 on a CPU, whose caches hold no more.
-        budget: A shape to share with earlier calls, instead of one made from this dataset's sizes.
+            Only of a network with one source: a mixture computes each source's features in batches of its own.
+        budget: A shape to share with earlier calls, instead of one made from this dataset's sizes; likewise.
 
     Returns:
         float32 [len(dataset), outputs].

@@ -255,7 +255,8 @@ class FeaturesPlan:
     Attributes:
         lesson: What to learn.
         strategy: Which regressor on which layers.
-        sources: By name.
+        sources: By name; {} for descriptors alone.
+        account: None: no array of a source is replaced or trained.
     """
 
     lesson: Lesson

@@ -29,9 +29,15 @@ class Predictions:
         low: float64 [n, n_target], lower end of the 90 % interval in the targets' units, NaN for targets without;
             None for a model without error bars.
         high: The upper end.
-        weights: float64 [n_member], of the members in the mean, with sum 1; None: all alike.
         novelty: float64 [n], distance to the training crystals; above 1 farther from them than 95 % of these are from
             each other. None where the model does not know its training crystals.
+        weights: float64 [n_member], of the members in the mean, with sum 1; None: all alike.
+
+    Example:
+        >>> from tlcgcnn_jax import predict, textbook_records
+        >>> found = predict("mp-formation-energy", textbook_records()[:2])
+        >>> found.values.shape, list(found.columns())
+        ((2, 1), ['prediction', 'low', 'high', 'novelty'])
     """
 
     ids: list[str]
@@ -122,7 +128,7 @@ class Predictions:
         return out if self.novelty is None else out | {"novelty": self.novelty}
 
     def write(self, path: str | Path, labels: np.ndarray | None = None) -> None:
-        """Write a CSV: id, (target,) prediction, …
+        """Write a CSV with the columns id, target (where labels are given), and those of `columns`.
 
         Args:
             path: File.

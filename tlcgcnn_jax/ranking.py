@@ -72,12 +72,16 @@ def rank_sources(
         seed: Of the folds, which are the same for all sources.
         progress: Show a bar.
 
+    Returns:
+        One score for each source, by the cross-validated error of ridge regression on its features, the smallest first.
+
     Raises:
         InputError: Fewer than 10 labelled training crystals, labels that are all equal or no numbers, rows that cannot
             be, no such source, or crystals that a source cannot read.
 
     Example:
-        >>> from tlcgcnn_jax import textbook_records
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import rank_sources, textbook_records
         >>> records = [r for r in textbook_records(("band_gap_ev",)) if r.targets["band_gap_ev"] >= 0][:40]
         >>> gaps = np.array([record.targets["band_gap_ev"] for record in records])
         >>> (score,) = rank_sources(records, "mp-formation-energy", gaps, np.arange(40))

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,13 +193,18 @@ def loads(data: bytes) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Contents of a file, decompressed if it is gzip."""
+    """Contents of a file, decompressed if it is gzip.
+
+    Raises:
+        InputError: The gzip file is damaged or incomplete.
+        OSError: The file cannot be read.
+    """
     data = path.read_bytes()
     if data[:2] != b"\x1f\x8b":
         return data
     try:
         return gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is damaged or incomplete ({error})") from error
 
 

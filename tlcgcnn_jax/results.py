@@ -30,8 +30,9 @@ class Row:
     Attributes:
         run: Name of the run, and of its file of predictions.
         target: Property that was learnt; errors are in its unit.
-        source: Source model, or "+"-joined sources; "" where there is none.
-        source_size: Crystals that the source was trained on; 0 where there is none or it is not known.
+        source: Source model; "auto" for the best of those there are, "all" for all of them, "+"-joined names for a mean
+            of runs from several; "" where there is none.
+        source_size: Crystals that the source was trained on; 0 where there is none, several, or it is not known.
         strategy: Name of the strategy or baseline.
         kind: "scratch", "transfer" or "baseline".
         size: Crystals trained on.
@@ -46,7 +47,8 @@ class Row:
         test_r2: Coefficient of determination.
         test_n: Test crystals.
         overlap: Share of the test crystals whose formula the source was trained on; NaN where it is not known.
-        seconds: Wall time, the choice of settings included.
+        seconds: Wall time of the runs that were computed together, the choice of settings included, divided by their
+            number; of a mean of runs, the sum of theirs.
         machine: Kind of processor.
     """
 

@@ -47,16 +47,28 @@ class Result:
     Attributes:
         model: The trained network, or the ensemble of all seeds; a `FeatureModel` or a `Committee` where the strategy
             makes one.
-        metrics: {"test": {"mae", "rmse", "r2", …}, "val": …} in the target's unit; with several targets these are of
-            the first, and "targets" holds those of each. Those of the test part tell what the 90 % intervals hold;
-            those of the validation part come from networks and regressors that were not fitted to them, and where the
-            crystals were dealt they are of all training and validation crystals.
+        metrics: {"train": …, "val": …, "test": …}, without parts that have no crystals: each {"mae", "rmse", "r2",
+            "median_ae", "n"} in the target's unit, of classes {"accuracy", "log_loss", "roc_auc" (two classes), "n"}.
+            With several targets these are of the first, and "targets" holds those of each. "test" tells, too, what the
+            90 % intervals hold, if there are any ("coverage_90", "interval_width"). Those of "val" come from networks
+            and regressors that were not fitted to them; where the crystals were dealt, they are of all training and
+            validation crystals.
         predictions: Of every crystal of the dataset.
         split: Row numbers.
-        history: One row an epoch and member.
-        account: What became of every array of the source (None without a source).
-        overlap: Of the test crystals with the formulas that each source was trained on, None where these are not known.
+        history: One row an epoch and member: {"member", "epoch", "train_loss", "val_score", "gradient",
+            "learning_rate", "kept"}, and of networks that are trained one after the other "crystals_per_second" and
+            "seconds"; [] of regressors.
+        account: What became of every array of the source (None without a source, and of regressors).
+        overlap: {source: {"count", "share"}} of the test crystals with a formula that the source was trained on; None
+            in place of the two where its formulas are not known; {} without a source.
         folder: Where it was written, if anywhere.
+
+    Example:
+        >>> from tlcgcnn_jax import ModelConfig, TrainConfig, fit, textbook_records
+        >>> records, sizes = textbook_records(("band_gap_ev",))[:12], ModelConfig(8, convolutions=1, head_width=8)
+        >>> result = fit(records, "band_gap_ev", model=sizes, config=TrainConfig(epochs=1))
+        >>> sorted(result.metrics["train"]), len(result.history), len(result.split.test)
+        (['mae', 'median_ae', 'n', 'r2', 'rmse'], 1, 1)
     """
 
     model: AnyModel
@@ -89,7 +101,8 @@ def fit(
 
     Args:
         data: A `CrystalDataset`, or whatever `read_structures` takes.
-        targets: Column names, or `Target`s with unit, kind and transform; default: the dataset's columns.
+        targets: Column names, or `Target`s with unit, kind and transform; default: all columns of a packed dataset, as
+            numbers without a unit. Of anything else at least one must be named.
         split: Row numbers; default: a seeded 80/10/10 split.
         graph: How crystals become graphs (not used where `data` is a dataset).
         model: Sizes of the network; Gaussians reach as far as the cutoff in any case.
@@ -102,14 +115,20 @@ def fit(
         progress: Show bars.
         resume: Go on in `out` from its last checkpoint.
 
+    Returns:
+        The trained model, its errors, and its predictions of every crystal; the first two are in `out` as well.
+
     Raises:
-        InputError: Anything about the data or the folder that cannot be used.
+        InputError: Crystals, labels or settings that cannot be used; no property, or one that is no column; fewer than
+            3 labelled crystals, or labels that are all alike; a split whose parts share crystals or leave the dataset;
+            a training loss that is not finite; or an `out` that holds something else, or cannot be written.
 
     Example:
-        >>> from tlcgcnn_jax import fit, TrainConfig, textbook_records
-        >>> result = fit(textbook_records(("band_gap_ev",))[:20], "band_gap_ev", config=TrainConfig(epochs=1))
-        >>> sorted(result.metrics)
-        ['test', 'train', 'val']
+        >>> from tlcgcnn_jax import ModelConfig, TrainConfig, fit, textbook_records
+        >>> records, sizes = textbook_records(("band_gap_ev",))[:12], ModelConfig(8, convolutions=1, head_width=8)
+        >>> result = fit(records, "band_gap_ev", model=sizes, config=TrainConfig(epochs=1))
+        >>> sorted(result.metrics), result.predictions.values.shape
+        (['test', 'train', 'val'], (12, 1))
     """
     _check_settings({"config": (config, TrainConfig), "model": (model, ModelConfig)}, split, seeds)
     if out is not None:
@@ -149,25 +168,27 @@ def transfer(
         data: A `CrystalDataset` with the source's graph settings, or whatever `read_structures` takes.
         source: A model, its folder, the name of a shipped one, a list of these or a dictionary of these by name, or
             "auto" for the best of those there are. A strategy of one source takes the best of several.
-        strategy: Name, see `strategy_names`; "features:REGRESSOR" for a regressor on the sources' features;
-            "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for these alone;
-            "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation crystals weight;
-            "auto" for the blend of `strategies.AUTO_PARTS`, or "full" where there are classes to learn; or a strategy
-            of your own.
+        strategy: Name, see `tlcgcnn_jax.strategies.strategy_names`; "features:REGRESSOR" for a regressor on features by
+            the sources, "hybrid:REGRESSOR" with descriptors of the crystals beside them, "descriptors:REGRESSOR" for
+            these alone; "ensemble:NAME+NAME" for the mean of several, "blend:NAME+NAME" for one that the validation
+            crystals weight; "auto" for the blend of `strategies.AUTO_PARTS`, or "full" where there are classes to
+            learn; or a `Strategy` or `FeatureStrategy` of your own.
         targets: As in `fit`.
         sources: With "auto": folder of further models.
         top: Sources that a strategy of several takes, best first; default: all, and with "auto" 5 of a
             mixture of which all is trained.
         split: As in `fit`. Validation crystals, from 9 on, give the predictions 90 % intervals.
         deal: Whether what is learnt in the end may hold the validation crystals too. Regressors, which do not need them
-            to know when to stop, are then fitted to them as well, and a weighted mean ("auto", "blend:…") of 25 to
-            3,000 training and validation crystals deals these anew for each network, so that all of them train and all
-            of them choose the weights. Default: only where no split is given, since one of your own may part crystals
-            of different kinds, of which the validation crystals are to tell the errors.
+            to know when to stop, are then fitted to them as well, and a weighted mean ("auto", "blend:…") with `seeds`
+            of 3 or more and 25 to 3,000 labelled training and validation crystals deals these anew for each network, so
+            that all of them train and all of them choose the weights (`ways.folds_of` has the exact conditions).
+            Default: only where no split is given, since one of your own may part crystals of different kinds, of which
+            the validation crystals are to tell the errors.
         config: As in `fit`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example {"conv_*": 0.1}.
-        seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is random, as in
-            "keep_head" and "features:…", there is one model (or one for each time that the crystals are dealt).
+        seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is trained, as in
+            "keep_head", there are no more networks than the source has (or one for each time that the crystals are
+            dealt); "features:…" is one regressor.
         out: As in `fit`.
         labels: As in `fit`.
         id_column: As in `fit`.
@@ -177,11 +198,16 @@ def transfer(
         progress: As in `fit`.
         resume: As in `fit`.
 
+    Returns:
+        As `fit`, with the account of what became of the source's arrays, and its overlap with the test crystals.
+
     Raises:
-        InputError: As in `fit`; and a source whose graphs or shapes do not fit.
+        InputError: As in `fit`; an unknown strategy or regressor; a learning-rate pattern that matches no parameter, or
+            any for a regressor; a source that is not there, or whose graphs or shapes do not fit; fewer than 5 labelled
+            training crystals, or classes, for a regressor; fewer than 10, or several targets, to rank sources by.
 
     Example:
-        >>> from tlcgcnn_jax import transfer, TrainConfig, textbook_records
+        >>> from tlcgcnn_jax import TrainConfig, textbook_records, transfer
         >>> records, target = textbook_records(("bulk_modulus_gpa",))[:20], "bulk_modulus_gpa"
         >>> result = transfer(records, "mp-formation-energy", "frozen", target, config=TrainConfig(epochs=1), seeds=2)
         >>> result.model.members[0]["params"]["embedding"]["bias"].shape, len(result.model.members)

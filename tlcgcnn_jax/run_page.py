@@ -30,6 +30,15 @@ NAMES = {
 
 
 def run_page(folder: Path, drawn: Path) -> str:
+    """The report of a finished run as one HTML page.
+
+    Args:
+        folder: Of the run.
+        drawn: Folder that the pictures of the page are drawn into.
+
+    Raises:
+        InputError: The run is not finished, or one of its files is damaged.
+    """
     missing = [name for name in RUN_FILES if not (folder / name).is_file()]
     if missing:
         started = "settings.json" not in missing and "metrics.json" in missing

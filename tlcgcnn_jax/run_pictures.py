@@ -37,6 +37,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Picture:
+    """A picture that was drawn.
+
+    Attributes:
+        path: File of the PNG.
+        alt: What it shows, for those who cannot see it.
+        caption: For the report.
+    """
+
     path: Path
     alt: str
     caption: str

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,8 @@ class SourceChoice:
     ) -> None:
         if top is not None and top < 1:
             raise InputError(f"top is {top}: at least one source must be taken")
-        kinds = [_kind(dataset.graph) for dataset in crystals.datasets]
-        self.models = {name: model for name, model in pool.models.items() if _kind(model.graph) in kinds}
+        kinds = [dataset.graph.kind for dataset in crystals.datasets]
+        self.models = {name: model for name, model in pool.models.items() if model.graph.kind in kinds}
         if others := [name for name in pool.models if name not in self.models]:
             if not self.models:
                 crystals[pool.models[others[0]].graph]  # raises, and says what differs
@@ -156,15 +156,10 @@ def mixable(ranked: Mapping[str, Model], way: Strategy, few: bool = True) -> dic
     return dict(list(alike.items())[:MOST_MIXED]) if few and everything_trained else alike
 
 
-def _kind(graph: GraphConfig) -> GraphConfig:
-    """Graph settings without the layout, which changes no result."""
-    return replace(graph, places=GraphConfig.places)
-
-
 def _body(model: Model) -> tuple[Any, ...]:
     """What the sources of a mixture must have in common."""
     sizes = model.model
-    return _kind(model.graph), sizes.width, sizes.convolutions, sizes.gaussian_step, sizes.gaussian_max
+    return model.graph.kind, sizes.width, sizes.convolutions, sizes.gaussian_step, sizes.gaussian_max
 
 
 def _listed(names: list[str]) -> str:

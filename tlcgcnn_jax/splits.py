@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import user_path
+from tlcgcnn_jax.files import user_path, write_whole
 from tlcgcnn_jax.readers import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -21,15 +21,24 @@ _EXPECTED = '{"train": [ids], "val": [ids], "test": [ids]}'
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Row numbers of three sets that do not overlap.
+    """Row numbers of the crystals that train, validate and test.
 
-    Raises:
-        InputError: Anything but whole numbers.
+    That the parts share no crystal, and lie within the dataset, is checked by `fit` and `transfer`; those that
+    `random_split`, `k_fold` and `read_split` make share none.
 
     Attributes:
         train: int64 [n_train].
         val: int64 [n_val], to choose epochs and settings by.
         test: int64 [n_test], looked at once.
+
+    Raises:
+        InputError: Anything but whole numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import Split
+        >>> Split(np.array([0, 3, 4]), np.array([2]), np.array([1])).train
+        array([0, 3, 4])
     """
 
     train: np.ndarray
@@ -83,9 +92,11 @@ def random_split(
         The split; rows of a part are in random order, so that any prefix is a random sample.
 
     Raises:
-        InputError: Sizes that do not fit, or that leave nothing for training.
+        InputError: Sizes that are neither shares nor numbers, do not fit, or leave nothing for training; not one group
+            label for each crystal, or groups too large for a part.
 
     Example:
+        >>> from tlcgcnn_jax import random_split
         >>> split = random_split(10, seed=0, train=0.6, val=2, test=0.2)
         >>> len(split.train), len(split.val), len(split.test)
         (6, 2, 2)
@@ -101,7 +112,8 @@ def random_split(
     parts: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
     room = {part: size for part, size in sizes.items() if size}
     for i in rng.permutation(len(members)):
-        # Where it fits, into the part that is emptiest in proportion; if every crystal was asked for, anywhere.
+        # In proportion, so that no part is left with the last groups, which may not fit into it; and where all crystals
+        # were asked for, into a part that is full rather than nowhere.
         size = len(members[i])
         part = max(room, key=lambda part: (room[part] >= size, room[part] / sizes[part]))
         if room[part] >= size or sum(sizes.values()) == n:
@@ -131,9 +143,10 @@ def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hash
         One split for each fold.
 
     Raises:
-        InputError: Fewer crystals (or groups) than folds.
+        InputError: Fewer than 3 folds, fewer crystals (or groups) than folds, or not one group label for each crystal.
 
     Example:
+        >>> from tlcgcnn_jax import k_fold
         >>> sorted(row for split in k_fold(7, folds=3, seed=0) for row in split.test.tolist())
         [0, 1, 2, 3, 4, 5, 6]
     """
@@ -213,8 +226,21 @@ def read_split(path: str | Path, ids: Sequence[str]) -> Split:
         path: The file.
         ids: Ids of the dataset's crystals, in its order. Crystals that the file does not name are in no part.
 
+    Returns:
+        Row numbers, in the order of the file.
+
     Raises:
         InputError: Not such a file, an unknown id, an id named twice, or nothing to train on.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from tlcgcnn_jax import read_split
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "split.json")
+        ...     _ = path.write_text('{"train": ["a", "c"], "test": ["b"]}')
+        ...     read_split(path, ids=["a", "b", "c"]).train
+        array([0, 2])
     """
     return _split(_read(path), str(path), ids)
 
@@ -288,10 +314,7 @@ def write_split(path: str | Path, ids: Sequence[str], split: Split) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    try:
-        user_path(path).write_text(json.dumps(_ids(ids, split), indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_whole(user_path(path), (json.dumps(_ids(ids, split), indent=1) + "\n").encode())
 
 
 def splits_to_json(ids: Sequence[str], splits: Sequence[Split]) -> str:
@@ -335,7 +358,7 @@ def _sizes(n: int, wanted: dict[str, float | int]) -> dict[str, int]:
         exact[part] = value * n if share else float(value)
     if sum(exact.values()) > n + 1e-6 * max(n, 1):
         raise InputError(f"{asked} are more than the {n} crystals there are")
-    # Cumulative rounding: 0.8, 0.1, 0.1 of 11 are 9, 1, 1, not 9, 1, 1 and one left over.
+    # Each rounded by itself, 0.8, 0.1, 0.1 of 15 are 12, 2 and 2, one too many: the largest part takes the difference.
     sizes = {part: round(value) for part, value in exact.items()}
     total = round(sum(exact.values()))
     shares = [part for part, value in wanted.items() if isinstance(value, (float, np.floating)) and value > 0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tlcgcnn_jax.config import ModelConfig
+from tlcgcnn_jax.config import COMBINATIONS, ModelConfig
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.optim import ALL, Rates
 
@@ -15,6 +15,32 @@ ENSEMBLE, BLEND, AUTO = "ensemble:", "blend:", "auto"
 LAYER_DECAY = 2.6  # from one layer to the next below it (Howard & Ruder, ACL 2018, section 3.2)
 
 
+def check_rates(patterns: Mapping[str, float] | Iterable[tuple[str, float]]) -> Rates:
+    """Multipliers as a tuple, each of them finite and not negative.
+
+    Args:
+        patterns: Learning-rate multipliers by glob, as a mapping or as pairs.
+
+    Raises:
+        InputError: Not (pattern, number) each, or a number that is negative or not finite.
+
+    Example:
+        >>> check_rates({"conv_*": 0.1, "*": 1})
+        (('conv_*', 0.1), ('*', 1.0))
+    """
+    try:
+        pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
+        rates = tuple((str(pattern), float(rate)) for pattern, rate in pairs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f'learning-rate multipliers are {patterns!r}: (pattern, number) each was expected, as ("conv_*", 0.1)'
+        ) from error
+    for pattern, rate in rates:
+        if not (np.isfinite(rate) and rate >= 0):
+            raise InputError(f"learning-rate multiplier of {pattern!r} is {rate:g}: it must be 0 (frozen) or positive")
+    return rates
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of the training with rates of its own, and a schedule from warm-up to its end.
@@ -22,10 +48,21 @@ class Phase:
     Attributes:
         share: Of all epochs.
         rates: Learning-rate multipliers by glob, the first match counts; 0 freezes.
+
+    Raises:
+        InputError: A multiplier that is negative or not finite.
+
+    Example:
+        >>> from tlcgcnn_jax import Phase
+        >>> Phase(0.2, (("head/*", 1), ("*", 0))).rates
+        (('head/*', 1.0), ('*', 0.0))
     """
 
     share: float
     rates: Rates
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", check_rates(self.rates))
 
 
 @dataclass(frozen=True)
@@ -50,6 +87,18 @@ class Strategy:
             parameters are "source_0/conv_0/…", …, "gate/logits" and "head/…".
         combine: "concatenate" or "gate", see `ModelConfig`.
         top_k: Sources that the gate lets through; 0: all.
+
+    Raises:
+        InputError: A multiplier that is negative or not finite, an unknown batch_norm or combine, sources other than 0
+            and 1, a negative pull, adapter_rank or top_k, phases that leave no epochs for the last one, or refit_output
+            of a mixture.
+
+    Example:
+        >>> from tlcgcnn_jax import Phase, Strategy
+        >>> head = Phase(0.2, (("head/*", 1.0), ("*", 0.0)))
+        >>> mine = Strategy("mine", "a head, then all, slowly", ("head/*",), (("*", 0.1),), before=(head,))
+        >>> [(epochs, rates[0]) for epochs, rates in mine.phases(10)]
+        [(2, ('head/*', 1.0)), (8, ('*', 0.1))]
     """
 
     name: str
@@ -66,8 +115,15 @@ class Strategy:
     top_k: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", check_rates(self.rates))
         if self.batch_norm not in BATCH_NORMS:
             raise InputError(f"{self.name}: batch_norm is {self.batch_norm!r}: use one of {BATCH_NORMS}")
+        if self.combine not in COMBINATIONS:
+            raise InputError(f"{self.name}: combine is {self.combine!r}: use one of {COMBINATIONS}")
+        if self.sources not in (0, 1):
+            raise InputError(f"{self.name}: sources is {self.sources}: use 1, or 0 for all that are given")
+        if self.top_k < 0:
+            raise InputError(f"{self.name}: top_k is {self.top_k}: use 1 or more, or 0 for all")
         shares = [phase.share for phase in self.before]
         if any(share <= 0 for share in shares) or sum(shares) >= 1:
             raise InputError(f"{self.name}: phases before the last take {shares} of the epochs: together less than 1")
@@ -108,6 +164,13 @@ class FeatureStrategy:
             "descriptors:" and the regressor, which asks no source: what transfer has to beat.
         regressor: One of `regressors.REGRESSORS`.
         layers: Some of `embeddings.LAYERS`, of each source, and "descriptors".
+
+    Example:
+        >>> from tlcgcnn_jax import FeatureStrategy, textbook_records, transfer
+        >>> records = textbook_records(("bulk_modulus_gpa",))[:20]
+        >>> pooled = FeatureStrategy("features:ridge, pooled", "ridge", ("pooled",))
+        >>> transfer(records, "mp-formation-energy", pooled, "bulk_modulus_gpa").model.x.shape
+        (18, 64)
     """
 
     name: str
@@ -234,7 +297,7 @@ STRATEGIES = {
         ),
     )
 }
-# Those that depend on the depth of the network.
+# Apart from the others, as their patterns name each layer: `_deep` makes them once the depth of the network is known.
 DEEP = {
     "discriminative": f"as full, each layer below the head learning {LAYER_DECAY:g} times slower than the one above",
     "gradual": "a new head is trained, then one convolution more after the other from the top, then everything",
@@ -287,11 +350,16 @@ def find_strategy(
 
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:
-    """A strategy of any kind by name: of fine-tuning, of a regressor ("features:", "hybrid:", "descriptors:"), the mean
-    of several ("ensemble:NAME+NAME", weighted by held-out crystals as "blend:NAME+NAME"), or "auto".
+    """A strategy of any kind by name.
+
+    Args:
+        name: Of fine-tuning, see `strategy_names`; of a regressor ("features:…", "hybrid:…", "descriptors:…"), which is
+            not looked up here; of the mean of several ("ensemble:NAME+NAME", weighted by held-out crystals as
+            "blend:NAME+NAME"); or "auto".
+        convolutions: Of the network, for the strategies that depend on its depth.
 
     Raises:
-        InputError: Unknown name.
+        InputError: An unknown name, or a mean of fewer than two strategies or of other means.
 
     Example:
         >>> find_way("ensemble:full+features:svr").parts
@@ -308,10 +376,20 @@ def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strateg
     for kind in (ENSEMBLE, BLEND):
         if name.startswith(kind):
             parts = tuple(name.removeprefix(kind).split("+"))
-            if len(parts) < 2 or any(part == AUTO or part.startswith((ENSEMBLE, BLEND)) for part in parts):
+            if len(parts) < 2 or any(map(is_mean, parts)):
                 raise InputError(f"{name}: at least two strategies, none of them an ensemble: {kind}full+features:svr")
             return EnsembleStrategy(name, parts, weighted=kind == BLEND)
     return find_strategy(name, convolutions=convolutions)
+
+
+def is_mean(name: str) -> bool:
+    """Whether a name stands for the mean of several strategies.
+
+    Example:
+        >>> is_mean("auto"), is_mean("blend:full+features:svr"), is_mean("full")
+        (True, True, False)
+    """
+    return name == AUTO or name.startswith((ENSEMBLE, BLEND))
 
 
 def strategy_name(strategy: str) -> str:
@@ -336,7 +414,7 @@ def _deep(name: str, convolutions: int) -> Strategy:
         depth = len(layers)
         rates = [(layer, LAYER_DECAY ** (index - depth)) for index, layer in enumerate(layers)]
         return Strategy(name, DEEP[name], ("head/*",), (*rates, ("*", 1.0)))
-    if name == "gradual":
+    if name == "gradual":  # Howard & Ruder, ACL 2018, section 3.3, where each phase but the last is one epoch
         # Half of the epochs for the phases in which a part is still frozen, the other half for everything.
         share = 0.5 / convolutions
         frozen = [tuple((layer, 0.0) for layer in layers[: len(layers) - phase]) for phase in range(convolutions)]
@@ -345,18 +423,3 @@ def _deep(name: str, convolutions: int) -> Strategy:
     last = int(name.removeprefix(f"{FREEZE}conv_"))
     still = tuple((layer, 0.0) for layer in layers[: last + 2])
     return Strategy(name, DEEP[f"{FREEZE}conv_K"], ("head/*",), (*still, ("*", 1.0)))
-
-
-def check_rates(patterns: Mapping[str, float] | Iterable[tuple[str, float]]) -> Rates:
-    """Multipliers as a tuple, each of them finite and not negative."""
-    try:
-        pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
-        rates = tuple((str(pattern), float(rate)) for pattern, rate in pairs)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f'learning-rate multipliers are {patterns!r}: (pattern, number) each was expected, as ("conv_*", 0.1)'
-        ) from error
-    for pattern, rate in rates:
-        if not (np.isfinite(rate) and rate >= 0):
-            raise InputError(f"learning-rate multiplier of {pattern!r} is {rate:g}: it must be 0 (frozen) or positive")
-    return rates

@@ -99,11 +99,15 @@ def read_structures(
         A list of `Record`, with the attribute `skipped`.
 
     Raises:
-        InputError: Names the file, the id and, where there is one, the site.
+        InputError: No crystals, a column or a table of labels that is not there, an `on_error` of another name; and
+            with "raise" a crystal or a label that cannot be used. It names the file, the id and, where there is one,
+            the site.
 
     Example:
-        >>> crystal = Crystal(np.eye(3) * 4.1, np.array([55, 17]), np.array([[0, 0, 0], [.5, .5, .5]]))
-        >>> [record.id for record in read_structures([Record("CsCl", crystal, {})])]
+        >>> import numpy as np
+        >>> from tlcgcnn_jax import Crystal, Record, read_structures
+        >>> salt = Crystal(np.eye(3) * 4.12, np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
+        >>> [record.id for record in read_structures([Record("CsCl", salt, {})])]
         ['CsCl']
     """
     found = scan(source, targets=targets, labels=labels, id_column=id_column, on_error=on_error)

@@ -79,11 +79,30 @@ def run_study(
         progress: Show a bar with the remaining time, and messages.
 
     Returns:
-        What the study says.
+        How well each way did at each size, the best of them, and from which size on scratch is no worse; as in
+        comparisons.csv and report.html of the folder.
 
     Raises:
-        InputError: A configuration that makes no sense, data or sources that cannot be used, or a folder with another
-            study.
+        InputError: A configuration that makes no sense, data or sources that cannot be used, an unknown engine, or a
+            folder with another study, or in which one is at work.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from tlcgcnn_jax import StudyConfig, StudyTarget, run_study, textbook_records
+        >>> parts = ("lattice", "species", "frac_coords")
+        >>> rows = [
+        ...     dict(zip(parts, (array.tolist() for array in record.structure)), id=record.id, **record.targets)
+        ...     for record in textbook_records()[:40]
+        ... ]
+        >>> study = StudyConfig(
+        ...     (StudyTarget("crystals.json", "bulk_modulus_gpa", unit="GPa"),), sources=(), strategies=(),
+        ...     baselines=("median", "ridge"), without_scratch=True, sizes=(15,), seeds=2,
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "crystals.json").write_text(json.dumps(rows))
+        ...     run_study(study, Path(folder, "study"), data=folder, workers=1).best[0].outcome.way.strategy
+        'ridge'
     """
     from tqdm import tqdm
 
@@ -180,8 +199,10 @@ def _check_files(targets: Sequence[StudyTarget], sources: Sequence[StudySource])
 def _pack(
     folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progress: bool
 ) -> tuple[Crystals, list[str]]:
-    """Pack a target's crystals for every kind of graph: those that all kinds can use and that have a label, and the
-    ids of the others.
+    """Pack a target's crystals for every kind of graph.
+
+    Returns:
+        Those that all kinds can use and that have a label, and the ids of the others.
     """
     name = target_name(target)
     datasets = {}

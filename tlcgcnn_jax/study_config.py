@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tlcgcnn_jax.baselines import BASELINES
-from tlcgcnn_jax.config import ModelConfig, Target, from_dict
+from tlcgcnn_jax.config import TRANSFORMS, ModelConfig, Target, from_dict, settle_types
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import file_name, user_path
 from tlcgcnn_jax.regressors import REGRESSORS
@@ -47,6 +47,15 @@ class StudyTarget:
         sizes: Training sizes of this target; default: those of the study. Of given splits: nested random parts of their
             training crystals; default: all of these, and the size that is named is that of the largest split.
         leave_out: Globs over names of sources that know this very property, which "auto" and "all" leave out.
+
+    Raises:
+        InputError: A setting of another type, or an unknown transform; it is named.
+
+    Example:
+        >>> from tlcgcnn_jax import StudyTarget
+        >>> modulus = StudyTarget("crystals.json", "k_vrh", name="bulk modulus", unit="GPa", learn="log10")
+        >>> modulus.transform, modulus.learn
+        ('identity', 'log10')
     """
 
     data: str
@@ -60,6 +69,19 @@ class StudyTarget:
     splits: str = ""
     sizes: tuple[int, ...] = ()
     leave_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        for key in ("transform", "learn"):
+            if getattr(self, key) not in TRANSFORMS:
+                raise InputError(f"target {self.column}: {key} is {getattr(self, key)!r}: use one of {TRANSFORMS}")
+
+
+def target_name(target: StudyTarget) -> str:
+    """Name of a target in tables and files."""
+    if target.name or target.transform == "identity":
+        return target.name or target.column
+    return f"{target.transform} {target.column}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,15 @@ class StudySource:
         epochs: Passes over the training crystals, of a source that the study trains.
         least_updates: Small sources take more passes until there are so many updates.
         alone: Fine-tuned by itself too; False: only for the "auto" and "all" of the study.
+
+    Raises:
+        InputError: A setting of another type or outside its range, or an unknown transform; it is named.
+
+    Example:
+        >>> from tlcgcnn_jax import StudySource
+        >>> shipped, own = StudySource("mp-elastic"), StudySource(data="all.json", column="e_form", sizes=(500, 5000))
+        >>> shipped.alone, own.epochs
+        (True, 50)
     """
 
     model: str = ""
@@ -87,6 +118,21 @@ class StudySource:
     epochs: int = 50
     least_updates: int = 2000
     alone: bool = True
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        if self.transform not in TRANSFORMS:
+            raise InputError(f"{source_name(self)}: transform is {self.transform!r}: use one of {TRANSFORMS}")
+        if self.epochs < 1 or self.least_updates < 0:
+            raise InputError(
+                f"{source_name(self)}: epochs is {self.epochs}, least_updates is {self.least_updates}: "
+                "at least 1 and 0 were expected"
+            )
+
+
+def source_name(source: StudySource) -> str:
+    """Name of a source in tables and files."""
+    return source.name or (Path(source.model).name if source.model else source.column)
 
 
 @dataclass(frozen=True)
@@ -122,6 +168,16 @@ class StudyConfig:
             as the split says.
         model: Sizes of the network that is trained from scratch.
         title: Of the report.
+
+    Raises:
+        InputError: A setting of another type or outside its range, two that exclude each other, a name that is reserved
+            or given twice, or a strategy, regressor, baseline or source that there is not; the message names it.
+
+    Example:
+        >>> from tlcgcnn_jax import StudyConfig, StudyTarget
+        >>> study = StudyConfig((StudyTarget("crystals.json", "gap", unit="eV"),), sizes=(50, 100), seeds=3)
+        >>> study.strategies
+        ('full', 'frozen', 'head_then_full', 'features:svr')
     """
 
     targets: tuple[StudyTarget, ...]
@@ -147,6 +203,8 @@ class StudyConfig:
     title: str = "Transfer study"
 
     def __post_init__(self) -> None:
+        settle_types(self)
+
         def require(condition: bool, message: str) -> None:
             if not condition:
                 raise InputError(message)
@@ -166,8 +224,6 @@ class StudyConfig:
         require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
         require(self.folds == 0 or self.folds >= 3, f"folds is {self.folds}: 3 or more, or 0 for none")
         require(not self.folds or self.members == 1, "every fold has a network of its own: leave members at 1")
-        for target in self.targets:
-            learnt_target(target)
         names = [target_name(target) for target in self.targets]
         apart = len({*map(file_name, names)}) == len(names)
         require(apart, f"targets are named {', '.join(names)}: give each a name of its own, also as a file's")
@@ -231,13 +287,6 @@ def _run_of(part: str) -> str:
     return f"{part}@all" if isinstance(find_way(part), FeatureStrategy) else f"{part}@auto"
 
 
-def target_name(target: StudyTarget) -> str:
-    """Name of a target in tables and files."""
-    if target.name or target.transform == "identity":
-        return target.name or target.column
-    return f"{target.transform} {target.column}"
-
-
 def learnt_target(target: StudyTarget) -> Target:
     """A target as it is learnt: in the unit of the study's errors, with the transform that the learning sees."""
     return Target(target_name(target), target.unit, transform=target.learn)
@@ -248,11 +297,6 @@ def training_sizes(study: StudyConfig, target: StudyTarget) -> tuple[int, ...]:
     return target.sizes or study.sizes
 
 
-def source_name(source: StudySource) -> str:
-    """Name of a source in tables and files."""
-    return source.name or (Path(source.model).name if source.model else source.column)
-
-
 def read_study(path: str | Path) -> StudyConfig:
     """A study's configuration from a TOML file.
 
@@ -261,6 +305,16 @@ def read_study(path: str | Path) -> StudyConfig:
 
     Raises:
         InputError: Not TOML, an unknown key, a value that makes no sense; the file and the key are named.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from tlcgcnn_jax import read_study
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "study.toml")
+        ...     _ = path.write_text('targets = [{data = "crystals.json", column = "gap"}]')
+        ...     read_study(path).sizes
+        (100, 300, 1000)
     """
     path = user_path(path)
     try:

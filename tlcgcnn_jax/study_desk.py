@@ -1,7 +1,6 @@
 """What a worker of a study has at hand: settings, crystals, splits, sources and what these make of the crystals."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from tlcgcnn_jax.dataset import CrystalDataset, load_dataset
 from tlcgcnn_jax.descriptors import Features, descriptors
 from tlcgcnn_jax.embeddings import embed_many
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import file_name
+from tlcgcnn_jax.files import file_name, read_json
 from tlcgcnn_jax.graph_sets import GraphSets
 from tlcgcnn_jax.ranking import check_rankable, rank_sources
 from tlcgcnn_jax.results import DATASETS, LISTED, SOURCES, SPLITS, STUDY, StudyResults
@@ -30,14 +29,17 @@ class Desk:
 
     Args:
         folder: Of the study.
+
+    Raises:
+        InputError: There is no study, or its files are damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        settings = json.loads((self.folder / STUDY).read_text())["settings"]
+        settings = read_json(self.folder / STUDY)["settings"]
         study = from_dict(StudyConfig, settings, f"{self.folder / STUDY}: settings")
         self.results = StudyResults(self.folder)
-        listed = json.loads((self.folder / SOURCES / LISTED).read_text())
+        listed = read_json(self.folder / SOURCES / LISTED)
         self._places = {(str(one["name"]), int(one["size"])): self.folder / one["folder"] for one in listed["sources"]}
         self._pool = {str(one["name"]): self.folder / one["folder"] for one in listed["pool"]}
         self._kept: dict[Any, Any] = {}
@@ -62,12 +64,16 @@ class Desk:
 
     @property
     def alone(self) -> dict[tuple[str, int], Model]:
-        """Sources that are used alone, by name and training size."""
+        """The study's own sources, used alone or not and without those of the pool, by name and training size."""
         return {key: self.keep(("model", where), lambda where=where: load_bundle(where))
                 for key, where in self._places.items()}  # fmt: skip
 
     def everyone(self, target: str) -> dict[str, Model]:
-        """All sources for a target, those of the pool included, by a name of their own."""
+        """All sources for a target, those of the pool included, by a name of their own.
+
+        Raises:
+            InputError: None is left: there is none, or the target's `leave_out` takes them all.
+        """
         chosen = self.target(target)
         found = {name: model for name, model in self._all.items() if not left_out(chosen, name)}
         if not found:
@@ -131,7 +137,11 @@ class Desk:
         return self.keep(("split", name, seed), make)[size]
 
     def trials(self, name: str, size: int, seed: int) -> list[Split]:
-        """Divisions of the training and validation crystals of one run: the split itself, or the folds of these."""
+        """Divisions of the training and validation crystals of one run: the split itself, or the folds of these.
+
+        Raises:
+            InputError: Too few crystals for the split or for the folds, or a fold that leaves fewer than 5 to train on.
+        """
         split = self.split(name, size, seed)
         if not self.study.folds:
             return [split]
@@ -208,7 +218,7 @@ def called(sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
 
 def dataset_folder(folder: Path, name: str, graph: GraphConfig) -> Path:
     """Where the graphs of one kind of a target lie; `places` makes no difference."""
-    kind = replace(graph, places=GraphConfig.places)
+    kind = graph.kind
     told = "" if kind == GraphConfig() else "-" + file_name(
         "-".join(f"{key}-{value}" for key, value in to_dict(kind).items() if value != getattr(GraphConfig(), key))
     )  # fmt: skip

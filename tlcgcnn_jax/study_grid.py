@@ -23,7 +23,7 @@ class Cell:
 
     Attributes:
         target: Name of the target.
-        source: Name of the source, "auto", "all", or "" for none.
+        source: Name of the source, "auto", "all", "+"-joined names for a mean of runs from several, or "" for none.
         source_size: Crystals that the source was trained on; 0 where there is none, several, or it is not known.
         strategy: Name of the strategy or baseline.
         kind: "scratch", "transfer" or "baseline".

@@ -12,7 +12,7 @@ import numpy as np
 from tlcgcnn_jax.analysis import Analysis, Best, Outcome, Way
 from tlcgcnn_jax.page import Html, flat, page, paragraph, table
 from tlcgcnn_jax.results import RunPredictions, StudyResults
-from tlcgcnn_jax.strategies import strategy_name
+from tlcgcnn_jax.strategies import is_mean, strategy_name
 from tlcgcnn_jax.study_data import study_data
 from tlcgcnn_jax.study_series import (
     Series,
@@ -36,7 +36,7 @@ SECTIONS = {
     "results": "All results",
     "settings": "Settings and versions",
 }
-# What stands under the heading; the script draws below it.
+# Here and not in the script that draws below it, so that it can be read without JavaScript, too.
 CHARTS = {
     "curves": "Mean over the seeds; the band is its 95 % interval. Dashed lines are baselines on descriptors.",
     "sources": "The same transfer from sources that saw fewer or more crystals.",
@@ -102,7 +102,9 @@ def _scope(results: StudyResults) -> str:
     """How much was run, and what is missing."""
     rows = results.rows
     ways = {(row.strategy, row.source, row.source_size) for row in rows}
-    minutes = sum(row.seconds for row in rows if math.isfinite(row.seconds)) / 60
+    # A mean takes no time but that of its parts, which are rows themselves.
+    timed = [row.seconds for row in rows if not is_mean(row.strategy)]
+    minutes = sum(filter(math.isfinite, timed)) / 60
     time = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
     parts = [
         _count(len(results.targets), "property", "properties"),

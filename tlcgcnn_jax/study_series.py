@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tlcgcnn_jax.analysis import Analysis, Outcome, Way
+from tlcgcnn_jax.analysis import Analysis, Outcome, Way, chosen
 from tlcgcnn_jax.results import KINDS
 from tlcgcnn_jax.strategies import strategy_name
 
@@ -62,14 +62,10 @@ def study_series(analysis: Analysis, targets: Iterable[str]) -> dict[str, list[S
 
 
 def best_series(series: Iterable[Series], size: int, wanted: Callable[[Way], bool]) -> Series | None:
-    """The series with the lowest validation error at a size, among those whose way is wanted.
-
-    Series with fewer seeds than others are left out, as their mean is of other splits.
-    """
-    there = [(outcome, one) for one in series if wanted(one.way) and (outcome := one.at(size))]
-    most = max((len(outcome.seeds) for outcome, _ in there), default=0)
-    whole = [(outcome.val_mae, one) for outcome, one in there if len(outcome.seeds) == most]
-    return min(whole, key=lambda pair: pair[0])[1] if whole else None
+    """The series with the lowest validation error at a size, as `chosen`, among those whose way is wanted."""
+    there = {outcome.way: one for one in series if wanted(one.way) and (outcome := one.at(size))}
+    best = chosen(outcome for one in there.values() if (outcome := one.at(size)))
+    return there[best.way] if best else None
 
 
 def names_of(series: Mapping[str, Sequence[Series]], field: str, size: int) -> list[str]:

@@ -178,7 +178,8 @@ def _trained(
     for seed in seeds:
         of_seed = [(job, one) for job, one in zip(jobs, trained, strict=True) if job.seed == seed]
         best[seed] = [min(of_seed, key=lambda pair: pair[1].best_score)]
-    # The other networks of a run: of its other folds, or of the same crystals with other seeds.
+    # The other networks of a run, of its other folds or with other seeds, take the rate that its first one has chosen:
+    # the grid is searched once for each run.
     others = {seed: trials[seed][1:] or (study.members - 1) * trials[seed] * way.trains for seed in seeds}
     further = [
         replace(best[seed][0][0], train=trial.train, val=trial.val, seed=1000 * (number + 1) + seed)

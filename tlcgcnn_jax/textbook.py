@@ -45,6 +45,7 @@ def textbook_records(targets: Sequence[str] = ("bulk_modulus_gpa",)) -> list[Rec
         InputError: A target that the table does not have.
 
     Example:
+        >>> from tlcgcnn_jax import textbook_records
         >>> silicon = textbook_records(["band_gap_ev"])[1]
         >>> silicon.id, silicon.targets, len(silicon.structure.atomic_numbers)
         ('diamond-Si', {'band_gap_ev': 1.17}, 2)

@@ -168,7 +168,7 @@ class Trained:
         normaliser: Fitted on the training rows.
         history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate; of networks that are trained
             one after the other crystals_per_second and seconds, too.
-        best_epoch: The one that is kept, counted from 1.
+        best_epoch: The one that is kept, counted from 1; 0 where that is the start, as where nothing is trained.
         last: Variables after the last epoch.
     """
 
@@ -215,8 +215,13 @@ def train(
         checkpoints: Where to keep the state after every epoch, and to go on from where it holds one.
         on_epoch: Called with every row of the history.
 
+    Returns:
+        What is kept, the normaliser, and a row of history for each epoch.
+
     Raises:
-        InputError: No training label, patterns that do not cover the parameters, or checkpoints of another run.
+        InputError: Columns that are not the targets, no training label or one that cannot be learnt, patterns that do
+            not cover the parameters, unknown modules in `frozen`, a training loss that is not finite, or checkpoints of
+            another run.
     """
     targets = tuple(targets)
     if tuple(target.name for target in targets) != tuple(dataset.target_names):

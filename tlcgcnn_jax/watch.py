@@ -71,8 +71,10 @@ def epoch_log(folder: Path | None, member: int) -> OnEpoch | None:
 
 
 class NetworksBar:
-    """A progress bar over the epochs of several networks that are trained together; gives `on_epoch` with the network's
-    number first."""
+    """A progress bar over the epochs of several networks that are trained together.
+
+    As a context it gives `on_epoch`, which takes the network's number first.
+    """
 
     def __init__(self, show: bool, networks: int, epochs: int) -> None:
         self.show, self.epochs, self.done = show, epochs, [0] * networks

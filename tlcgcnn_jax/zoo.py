@@ -46,6 +46,7 @@ def load_model(name: str | Path) -> AnyModel:
         InputError: Neither; or the folder is not a whole model.
 
     Example:
+        >>> from tlcgcnn_jax import load_model
         >>> load_model("mp-formation-energy").targets[0].unit
         'eV/atom'
     """
@@ -130,6 +131,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
         InputError: The folder is missing, or holds no model that can be read.
 
     Example:
+        >>> from tlcgcnn_jax import find_sources
         >>> "mp-formation-energy" in find_sources()
         True
     """
