@@ -1,18 +1,25 @@
 """Strict numerics and the shared data for every test."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 # The tests make thousands of small programs, whose compilation is most of the time: here, and in the processes that
-# tests start, it is done without most optimisations. Those of exact numbers ask for `optimised`.
+# tests start, it is done without most optimisations, and once. Those of exact numbers ask for `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# A folder for each process of pytest-xdist, since JAX does not lock it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell starts its background jobs with Ctrl-C ignored, and Python leaves it so; the tests of interrupts need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
