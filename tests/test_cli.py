@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
@@ -183,7 +184,7 @@ def test_predict_calls_crystals_as_it_is_told(place, tmp_path, said):
 
 
 def test_predict_takes_a_packed_dataset_and_writes_over_a_file(place, tmp_path):
-    (tmp_path / "p.csv").write_text("old")
+    (tmp_path / "p.csv").write_text("id,prediction\nold,1\n")
     assert command("predict", place / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
     assert len(table(tmp_path / "p.csv")) == 20
 
@@ -533,6 +534,38 @@ def test_every_setting_is_explained(verb, capsys):
 def test_version(capsys):
     assert command("--version") == 0
     assert re.fullmatch(r"tlcgcnn \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_table_replaces_no_other_file(place, tmp_path, said):
+    """Not the crystals that were given, nor a sheet of labels; an older table of predictions."""
+    crystals = tmp_path / "crystals.jsonl"
+    crystals.write_text(before := (place / "crystals.jsonl").read_text())
+    for verb, what in (("predict", "a table of predictions"), ("rank-sources", "a ranking of sources")):
+        given = (place / "run", crystals) if verb == "predict" else (crystals, "--target", K)
+        assert command(verb, *given, "--out", crystals) == 1
+        assert f"crystals.jsonl: is there, and is not {what}: choose another file" in said()
+        assert crystals.read_text() == before
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(place, tmp_path, said, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nin many\nlines")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", nowhere)
+    assert command("predict", place / "run", place / "crystals.jsonl", "--out", tmp_path / "p.csv") == 1
+    message = said()
+    assert "JAX_PLATFORMS is 'cuda', and JAX finds no such device" in message and message.count("\n") == 1
+
+
+def test_few_updates_are_told(place, tmp_path, caplog):
+    """One an epoch, where few crystals are in batches for thousands."""
+    assert command("train", place / "ds", "--epochs", 1, *NETWORK, "--out", tmp_path / "run") == 0
+    told = [record.getMessage() for record in caplog.records if "updates" in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith(
+        "1 updates of the weights (16 training crystals, batch size 128, epochs 1)"
+    )
+    assert "batches (--batch-size 16)" in told[0]
 
 
 def test_a_list_of_skipped_crystals_does_not_outlive_them(place, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -20,6 +21,7 @@ from tlcgcnn_jax.evaluate import (
     regression_metrics,
 )
 from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.run import fit
 
 NAN = float("nan")
 METAL = Target("metal", kind="classification")
@@ -152,6 +154,20 @@ def test_predict_gives_units_and_takes_any_layout():
     other = Model(GraphConfig(cutoff=5.0), toy.SIZES, (toy.ENERGY,), normaliser, model.members)
     with pytest.raises(InputError, match="cutoff"):
         predict(other, toy.dataset())
+
+
+def test_a_notebook_in_double_precision_changes_nothing():
+    model = Model(
+        GraphConfig(), toy.SIZES, (toy.ENERGY,), Normaliser(np.zeros(1), np.ones(1)), (toy.variables(moved=True),)
+    )
+    records = [toy.record(seed) for seed in range(toy.N)]
+    split, config = toy.SPLIT, replace(toy.CONFIG, epochs=1)
+    expected = predict(model, records).mean
+    fitted = fit(records, toy.ENERGY, split=split, model=toy.SIZES, config=config).predictions.mean
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(predict(model, records).mean, expected)
+        again = fit(records, toy.ENERGY, split=split, model=toy.SIZES, config=config)
+    np.testing.assert_array_equal(again.predictions.mean, fitted)
 
 
 def test_a_batch_of_no_crystals_is_told():

@@ -11,9 +11,9 @@ import pytest
 import tlcgcnn_jax
 
 ORDER = (
-    "errors", "processes", "config", "files", "elements", "crystal", "cif", "poscar", "structure_json", "entries",
-    "labels", "readers", "objects", "structures", "textbook", "search_order", "graphs", "array_folder", "dataset",
-    "descriptors", "splits", "machine", "batching", "layers", "model", "losses", "optim", "adapters", "outputs",
+    "errors", "processes", "config", "files", "elements", "crystal", "cif_symmetry", "cif", "poscar", "structure_json",
+    "entries", "labels", "readers", "objects", "structures", "textbook", "search_order", "graphs", "array_folder",
+    "dataset", "descriptors", "splits", "machine", "batching", "layers", "model", "losses", "optim", "adapters", "outputs",
     "norms", "checkpoint", "train", "many", "calibration", "novelty", "blending", "error_bars", "model_folder",
     "bundle", "cgcnn_import", "strategies", "merging", "graph_sets", "embeddings", "fine_tuning", "regressors",
     "feature_model", "committee", "zoo", "predictions", "evaluate", "selection", "results", "statistics", "analysis",

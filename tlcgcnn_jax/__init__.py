@@ -13,6 +13,7 @@ _HOME = {
     "ModelConfig": "config",
     "Target": "config",
     "TrainConfig": "config",
+    "FINE_TUNING": "config",
     "Crystal": "crystal",
     "Record": "crystal",
     "read_structures": "structures",

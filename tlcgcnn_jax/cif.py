@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tlcgcnn_jax.crystal import Crystal, atomic_number, make_crystal, ordered_species
+from tlcgcnn_jax.cif_symmetry import CELL, OPERATORS, settings_of
+from tlcgcnn_jax.crystal import CLOSEST, Crystal, atomic_number, make_crystal, ordered_species
 from tlcgcnn_jax.elements import atomic_numbers
 from tlcgcnn_jax.errors import InputError
 
 _SITE_TOLERANCE = 1e-4  # pymatgen's: sites closer than this (in each fractional coordinate) are one site
 _SNAP_TOLERANCE = 1e-4  # pymatgen's: coordinates this close (relatively) to 1/3 or 2/3 are made exact
 _GRID = np.array([10**12, 10**6, 1])  # makes one whole number of three
-_OPERATORS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
-_CELL = ("_length_a", "_length_b", "_length_c", "_angle_alpha", "_angle_beta", "_angle_gamma")
 _TYPE = re.compile(r"([A-Z][a-z]?)\d*[+-]?\d*")
 _LABEL = re.compile(r"([A-Z][a-z]?)(?:\d\w*)?[+-]?")
 # Sites are ordered by Pauling electronegativity, as pymatgen does (ties by symbol). Elements without one are
@@ -38,6 +37,11 @@ def read_cif(text: str, where: str) -> Crystal:
     operators, several blocks, shared sites, odd labels) goes to pymatgen. Both give the same sites in the
     same order, because the choice among equally distant neighbours depends on the order.
 
+    Where the file has no operators, they follow from its Hall symbol, its Hermann-Mauguin name or its number. A name
+    that leaves the axes of a rhombohedral group open gets those that its cell has; one that leaves the origin open
+    ('F d -3 m') gets the one pymatgen takes (mostly the first of International Tables), or the other where that one
+    puts atoms upon each other.
+
     Args:
         text: Contents of the file.
         where: What the message should call the crystal: file and id.
@@ -46,7 +50,7 @@ def read_cif(text: str, where: str) -> Crystal:
         The crystal, with fractional coordinates between 0 and 1.
 
     Raises:
-        InputError: The text is no complete CIF, or its structure is disordered or impossible.
+        InputError: The text is no complete CIF, or its symmetry or structure is unclear, disordered or impossible.
 
     Source:
         The rules of pymatgen.io.cif.CifParser (Ong et al., Comput. Mater. Sci. 68, 314, 2013).
@@ -54,8 +58,22 @@ def read_cif(text: str, where: str) -> Crystal:
     try:
         lattice, species, coords = _read_plain(text)
     except _Unusual:
-        lattice, species, coords = _read_with_pymatgen(text, where)
+        return _read_unusual(text, where)
     return make_crystal(lattice, species, coords, where)
+
+
+def _read_unusual(text: str, where: str) -> Crystal:
+    from pymatgen.core import Lattice
+
+    _check_complete(text, where)
+    settings = settings_of(text, where)
+    as_it_is = [make_crystal(*_read_with_pymatgen(text, where), where)] if text in settings else []
+    crystals = as_it_is + [read_cif(setting, where) for setting in settings if setting != text]
+    for crystal in crystals[: len(crystals) // 2]:  # of two origins, the first
+        distances = Lattice(crystal.lattice).get_all_distances(crystal.frac_coords, crystal.frac_coords)
+        if (distances + CLOSEST * np.eye(len(distances)) < CLOSEST).any():
+            return crystals[1]
+    return crystals[0]
 
 
 def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
@@ -70,8 +88,8 @@ def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
     if len(document) != 1:
         raise _Unusual
     block = document[0]
-    lattice = _cell_vectors(tuple(_number(block.find_value("_cell" + tag)) for tag in _CELL))
-    for tag in _OPERATORS:
+    lattice = _cell_vectors(tuple(_number(block.find_value("_cell" + tag)) for tag in CELL))
+    for tag in OPERATORS:
         if operators := tuple(block.find_values(tag)):
             break
     else:
@@ -228,7 +246,6 @@ def _close_pairs(points: np.ndarray) -> set[tuple[int, int]]:
 def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], np.ndarray]:
     from pymatgen.io.cif import CifParser
 
-    _check_complete(text, where)
     text = _with_full_sites(text, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same is told by parser.warnings

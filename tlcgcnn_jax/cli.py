@@ -14,6 +14,7 @@ import tlcgcnn_jax
 from tlcgcnn_jax.array_folder import SKIPPED
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
+from tlcgcnn_jax.machine import check_device
 from tlcgcnn_jax.options import (
     a_path,
     check_free_file,
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(format="tlcgcnn: %(message)s", level=logging.WARNING)
+    os.environ.pop("JAX_ENABLE_X64", None)  # networks are float32, those of worker processes too
     try:
+        check_device()
         options.run(options, parser)
     except InputError as error:
         print(f"tlcgcnn: error: {error}", file=sys.stderr)
@@ -252,7 +255,7 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
         parser.error(f"--seed is {options.seed}: 0 to {2**32 - 1}")
     pool = find_pool(AUTO, options.sources)
     if options.out is not None:
-        check_free_file(options.out)
+        check_free_file(options.out, "name,property", "a ranking of sources")
     packed = crystals(options, parser, pool.graphs)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
     targets, split = column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
@@ -279,7 +282,7 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     from tlcgcnn_jax.zoo import load_model
 
     model = load_model(options.model)
-    check_free_file(options.out)
+    check_free_file(options.out, "id,prediction", "a table of predictions")
     dataset = find_dataset(options.input)
     if dataset is not None and options.id_column:
         parser.error(f"{options.input} is packed with its ids: --id-column goes with prepare")

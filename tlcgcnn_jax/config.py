@@ -286,7 +286,7 @@ class TrainConfig:
         _require(self.patience is None or self.patience > 0, f"patience is {self.patience}: at least 1, or None")
 
 
-FINE_TUNING = TrainConfig(epochs=100, batch_size=32, learning_rate=2e-3)  # for hundreds of crystals, not thousands
+FINE_TUNING = TrainConfig(epochs=100, batch_size=32, learning_rate=2e-3)  # of `transfer`: hundreds of crystals
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tlcgcnn_jax.errors import InputError
 
 # The lightest real cells have some 2 Å^3 per atom; below this the three vectors lie in a plane.
 _SMALLEST_VOLUME = 1e-3
+CLOSEST = 0.4  # Å; two sites nearer than this are one site written twice, or a lattice in the wrong unit
 VACUUM = 8.0  # Å, the default cutoff of graphs
 _CHARGED = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-]|[+-]\d*\.?\d*)")
 

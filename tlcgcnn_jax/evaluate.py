@@ -14,6 +14,7 @@ from tlcgcnn_jax.error_bars import fit_error_bars, intervals
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import FeatureModel, some_rows
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+from tlcgcnn_jax.machine import in_float32
 from tlcgcnn_jax.novelty import fit_novelty
 from tlcgcnn_jax.outputs import head_features, network_outputs
 from tlcgcnn_jax.predictions import Predictions, mixture
@@ -22,6 +23,7 @@ from tlcgcnn_jax.zoo import load_model
 logger = logging.getLogger(__name__)
 
 
+@in_float32
 def predict(
     model: AnyModel | str | Path,
     inputs: Any,

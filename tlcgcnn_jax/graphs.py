@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.config import GraphConfig
+from tlcgcnn_jax.crystal import CLOSEST, Crystal
 from tlcgcnn_jax.elements import MAX_ATOMIC_NUMBER, symbols
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.search_order import IMAGE_CODE, search_rank
-from tlcgcnn_jax.structures import Crystal
 
-CLOSEST = 0.4  # Å; two sites nearer than this are one site written twice, or a lattice in the wrong unit
 _SAME_SITE = 1e-8  # Å; pymatgen's tolerance for "the atom itself"
 # Å; images of one sender nearer than this are one edge. Far below the tolerance of ties: merging images is only
 # possible where the cell repeats few atoms, and must not show when a supercell keeps them apart.

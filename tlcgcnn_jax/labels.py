@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,12 @@ from tlcgcnn_jax.files import user_path
 
 # Spreadsheets, pandas and databases write no value in ways of their own, which must not pass for text.
 MISSING = ("", "-", "nan", "na", "n/a", "#n/a", "null", "none")
+_SEPARATOR_LINE = re.compile(r"sep=([\t;,|])\s*", re.IGNORECASE)  # with which Excel is told of it
+_DECIMAL_COMMA = re.compile(r"[-+\u2212]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
+# With a decimal point, or with so many commas that they part thousands.
+_NO_DECIMAL_COMMA = re.compile(r"[-+\u2212]?[\d,]*(\.|\d,\d+,)\d*(e[-+]?\d+)?", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[-+\u2212]?\d{1,3},\d{3}")  # or a number with three decimals
+_AS_NUMBERS_ARE = "decimals are written with a point, and numbers without thousands separators"
 
 
 class Sheet(NamedTuple):
@@ -51,7 +58,7 @@ def read_sheet(
     Raises:
         InputError: There is no such table, no column of ids, or a column is named twice.
     """
-    known, column = {name for entry in entries for name in _names(entry)}, "its keys"
+    known, column = {name for entry in entries for name in (*_names(entry), _bare(entry))}, "its keys"
     if isinstance(labels, str | Path):
         return _table(user_path(labels), id_column, usual, known)
     if isinstance(labels, Mapping):
@@ -79,7 +86,7 @@ def read_sheet(
 def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
     if not table.is_file():
         raise InputError(f"{table}: there is no such table of labels")
-    rows = read_table(table)
+    rows, plain = read_table(table)
     if len(rows) < 2:
         raise InputError(f"{table}: expected a header and at least one row of labels")
     header, lines = rows[0], [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
@@ -93,10 +100,11 @@ def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[
         )
     column = next((c for c in there if any(row[c] in known for row in lines)), there[0])
     found = []
-    for line, row in enumerate(lines, start=2):
+    for line, (row, cells) in enumerate(zip(lines, plain[1:], strict=True), start=2):
         name, where = row[column], f"{table}:{line}"
         problem = too_long(row, header, f"{where} (id {name!r})")
-        found.append(Entry(name, where, row=dict(zip(header, row, strict=False)), problem=problem))
+        labels = dict(zip(header, cells + [""] * len(header), strict=False))
+        found.append(Entry(name, where, row=labels, problem=problem))
     return Sheet(str(table), f"column {header[column]!r}", found, table.read_bytes())
 
 
@@ -146,6 +154,11 @@ def _names(entry: Entry) -> tuple[str, str]:
     return entry.id, Path(entry.where).name
 
 
+def _bare(entry: Entry) -> str:
+    """The name of POSCAR_name; a table may call the crystal so where no other is called so."""
+    return re.sub(r"^(POSCAR|CONTCAR)[-_.]", "", entry.id)
+
+
 def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
     """The crystals with their labels, and as problems those without a row and rows without a crystal.
 
@@ -162,20 +175,24 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
     if not by_id:
         raise InputError(f"{sheet.name}: there are no labels in it")
     whole = [entry for entry in entries if not entry.problem]
-    if whole and not any(name in by_id for entry in whole for name in _names(entry)):
+    if whole and not any(name in by_id for entry in whole for name in (*_names(entry), _bare(entry))):
         theirs, ours = (", ".join(map(repr, list(ids)[:3])) for ids in (by_id, [entry.id for entry in whole]))
+        advice = "ids must be the same, or name another column with id_column (--id-column)"
+        if any(entry.id.lstrip("0") in by_id for entry in whole):
+            advice = "spreadsheets and pandas drop leading zeros: write them again and format the column as text (str)"
         raise InputError(
-            f"{sheet.name}: {sheet.column} names none of the crystals: there it is {theirs} …, here {ours} …; ids must "
-            "be the same, or name another column with id_column (--id-column)"
+            f"{sheet.name}: {sheet.column} names none of the crystals: there it is {theirs} …, here {ours} …; {advice}"
         )
-    used = set()
+    used = {name: entry for entry in entries for name in _names(entry) if name in by_id}
     for entry in entries:
-        name = next((name for name in _names(entry) if name in by_id), None)
+        name, bare = next((name for name in _names(entry) if name in by_id), None), _bare(entry)
+        if name is None and bare in by_id and used.setdefault(bare, entry) is entry:
+            name = bare
         if name is None:
-            missing = f"{entry.where} (id {entry.id!r}): {sheet.name} has no row for it in {sheet.column}"
+            taken = f"; that of {bare!r} is for {used[bare].where}" if bare in used else ""
+            missing = f"{entry.where} (id {entry.id!r}): {sheet.name} has no row for it in {sheet.column}{taken}"
             yield replace(entry, problem=entry.problem or missing)
             continue
-        used.add(name)
         row = by_id[name]
         yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem, labelled=row.where)
     for name, row in by_id.items():
@@ -187,17 +204,21 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> list[list[str]]:
+def read_table(path: Path) -> tuple[list[list[str]], list[list[str]]]:
     """Rows of a table without the empty ones, cells without spaces around them.
 
     Cells are separated by what the first row has most of: commas, or semicolons or tabs, as other languages' Excel
     writes them.
+
+    Returns:
+        The rows as they stand, which is right for ids, and with decimal points for decimal commas.
 
     Raises:
         InputError: The file cannot be read.
     """
     try:
         data = path.read_bytes()
+        check_format(path, data)
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         try:
             text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -206,10 +227,48 @@ def read_table(path: Path) -> list[list[str]]:
         first = next((line for line in text.splitlines() if line.strip()), "")
         # Semicolons before commas, which are then those of decimals.
         separator = max("\t;,", key=first.count) if any(mark in first for mark in "\t;,") else ","
+        if told := _SEPARATOR_LINE.fullmatch(first):
+            separator, text = told[1], text.replace(first, "", 1)
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error}); save it as CSV, UTF-8") from error
-    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    return rows, rows if separator == "," else _with_points(rows, separator)
+
+
+def _with_points(rows: list[list[str]], separator: str) -> list[list[str]]:
+    """Decimal commas as points; but not in a column in which a comma may part thousands.
+
+    That is one which has points as well, and one of nothing but 1,234; but not between semicolons, which are written
+    where the comma is the decimal sign.
+    """
+    mixed = {column for row in rows for column, cell in enumerate(row) if _NO_DECIMAL_COMMA.fullmatch(cell)}
+    if separator != ";":
+        commas = [(column, cell) for row in rows for column, cell in enumerate(row) if _DECIMAL_COMMA.fullmatch(cell)]
+        mixed |= {column for column, _ in commas} - {
+            column for column, cell in commas if not _THOUSANDS.fullmatch(cell)
+        }
+    return [
+        [
+            cell.replace(",", ".") if column not in mixed and _DECIMAL_COMMA.fullmatch(cell) else cell
+            for column, cell in enumerate(row)
+        ]
+        for row in rows
+    ]
+
+
+def check_format(path: Path, data: bytes) -> None:
+    """Raise `InputError` for a workbook, which is no text, and for a pickle, which could run anything."""
+    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise InputError(
+            f"{path}: is an Excel workbook (or zip archive): save the sheet as CSV, for labels (--labels), or unpack "
+            "the archive"
+        )
+    if path.name.lower().removesuffix(".gz").endswith((".pkl", ".pickle")):
+        raise InputError(
+            f"{path}: is a pickle, which is not read: load it in Python (pandas.read_pickle) and give the DataFrame "
+            "to read_structures or fit"
+        )
 
 
 def check_header(header: Sequence[str], table: str | Path) -> None:
@@ -222,10 +281,7 @@ def too_long(row: list[str], header: list[str], where: str) -> str:
     """What is wrong with a row that has more cells than its header; "" where nothing is."""
     if not any(row[len(header) :]):
         return ""
-    return (
-        f"{where}: {len(row)} cells, {len(header)} in the header: {', '.join(row):.60}; decimals are written with a "
-        "point, and numbers without thousands separators"
-    )
+    return f"{where}: {len(row)} cells, {len(header)} in the header: {', '.join(row):.60}; {_AS_NUMBERS_ARE}"
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -248,13 +304,10 @@ def _number(value: Any, target: str, where: str) -> float:
     """A label as a float; NaN stands for a missing one, a boolean for 0 or 1."""
     if value is None or value is getattr(sys.modules.get("pandas"), "NA", None):
         return math.nan
-    if isinstance(value, str):
-        value = value.strip()
-        if value.lower() in MISSING:
-            return math.nan
-        value = {"true": 1, "false": 0}.get(value.lower(), value)
+    if isinstance(value, str) and value.strip().lower() in MISSING:
+        return math.nan
     try:
-        number = float(value)
+        number = as_float(value)
     except (TypeError, ValueError):
         raise InputError(f"{where}: {target} is {value!r:.60}, not a number{_hint(value)}") from None
     if math.isinf(number):
@@ -264,12 +317,28 @@ def _number(value: Any, target: str, where: str) -> float:
     return number
 
 
+def as_float(value: Any) -> float:
+    """A cell as a number: text may be true or false, and its minus that of Unicode.
+
+    Raises:
+        TypeError, ValueError: It is none.
+
+    Example:
+        >>> as_float("\u22121.5"), as_float(" TRUE")
+        (-1.5, 1.0)
+    """
+    if isinstance(value, str):
+        value = value.strip().replace("\u2212", "-")
+        value = {"true": 1, "false": 0}.get(value.lower(), value)
+    return float(value)
+
+
 def _hint(value: Any) -> str:
     """What to write instead of decimals with a comma, or of the names of classes."""
     if not isinstance(value, str):
         return ""
     if "," in value:
-        return " (decimals are written with a point)"
+        return f" ({_AS_NUMBERS_ARE})"
     if any(map(str.isdigit, value)) or not any(map(str.isalpha, value)):
         return ""
     return '; classes are written 0, 1, … and learnt with --task classification (kind="classification")'

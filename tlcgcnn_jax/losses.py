@@ -64,12 +64,13 @@ def fit_normaliser(values: np.ndarray, targets: Sequence[Target]) -> Normaliser:
     return Normaliser(*(part.astype(np.float32) for part in (mean, std, low, high)))
 
 
-def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+def transform_labels(values: np.ndarray, targets: Sequence[Target], ids: Sequence[str] = ()) -> np.ndarray:
     """Values in the targets' units to the space that is learnt, float64 [n, n_target]; NaN stays NaN.
 
     Args:
         values: [n, n_target] in the targets' units.
         targets: The targets, in the order of the columns.
+        ids: Of the crystals, for the message.
 
     Raises:
         InputError: A label that is not positive where its logarithm is learnt, or that is no class of its target.
@@ -84,8 +85,10 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target]) -> np.ndarra
         known = out[np.isfinite(out[:, column]), column]
         if target.transform != "identity":
             if np.any(known <= 0):
+                whose = f" ({ids[int(np.nanargmin(out[:, column]))]}; {np.sum(known <= 0)} in all)" if len(ids) else ""
                 raise InputError(
-                    f"target {target.name}: transform {target.transform} needs positive values, found {known.min()}"
+                    f"target {target.name}: transform {target.transform} needs positive values, found "
+                    f"{known.min():g}{whose}"
                 )
             out[:, column] = FORWARD[target.transform](out[:, column])
         if target.kind == "classification" and not np.all(np.isin(known, np.arange(target.classes))):

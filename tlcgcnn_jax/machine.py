@@ -1,8 +1,17 @@
-"""What a number was made with: versions of the libraries, and the kind of processor."""
+"""What a number was made with: versions of the libraries, the kind of processor, and the precision."""
 
+import functools
+import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from tlcgcnn_jax.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PACKAGES = ("tlcgcnn_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -16,6 +25,39 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             out[package] = "not installed"
     return out
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function where a notebook has set `jax_enable_x64`: networks, and what is known of them, are float32.
+
+    Args:
+        function: That makes arrays with JAX.
+    """
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        import jax
+
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return inner
+
+
+def check_device() -> None:
+    """Raise `InputError` where JAX_PLATFORMS asks for a device that is not there."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    if not asked:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # in more words than help; the second for a missing plugin
+        raise InputError(
+            f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device: install JAX for it (for NVIDIA "
+            "pip install 'jax[cuda12]'), or unset the variable to take what there is"
+        ) from error
 
 
 def processor() -> str:

@@ -224,13 +224,24 @@ def part_sizes(options: argparse.Namespace, parser: argparse.ArgumentParser, n: 
     return parts
 
 
-def check_free_file(path: Path) -> None:
-    """Raise `InputError` where a file cannot be written, before any work is done for it."""
+def check_free_file(path: Path, header: str, table: str) -> None:
+    """Raise `InputError` where a table cannot be written, or would replace another file, before any work is done.
+
+    Args:
+        path: Of the table.
+        header: How tables of its kind begin: an older one is replaced, and nothing else.
+        table: What it is, for people.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file, for example {path / 'predictions.csv'}")
         was_there = path.exists()
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                begins = file.read(len(header))
+            if begins != header.encode():
+                raise InputError(f"{path}: is there, and is not {table}: choose another file, or remove it")
         with path.open("a"):
             pass
         if not was_there:

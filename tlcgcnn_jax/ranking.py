@@ -14,6 +14,7 @@ from tlcgcnn_jax.embeddings import FEATURES, activations, graphs_for
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import write_table
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+from tlcgcnn_jax.machine import in_float32
 from tlcgcnn_jax.splits import k_fold, overlap
 from tlcgcnn_jax.zoo import load_sources
 
@@ -51,6 +52,7 @@ class SourceScore:
     overlap: float = float("nan")
 
 
+@in_float32
 def rank_sources(
     data: Any,
     sources: Any,

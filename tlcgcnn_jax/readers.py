@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, record_entry
+from tlcgcnn_jax.entries import GEOMETRY, ID_COLUMNS, Entry, atoms_entry, id_text, record_entry
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import cannot_read, user_path
-from tlcgcnn_jax.labels import MISSING, check_header, read_table, too_long
+from tlcgcnn_jax.labels import MISSING, check_format, check_header, read_table, too_long
 
 try:  # three times as fast; not needed
     from orjson import loads as _fast_loads
@@ -22,12 +22,14 @@ except ImportError:
 
 _JSON_ENDINGS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".ndjson")
 _ASE_ENDINGS = (".db", ".xyz", ".extxyz")
+_FILE_ENDINGS = (".cif", ".vasp", ".poscar", ".contcar")
+_TABLE = {"schema": dict, "data": list}  # of a frame that pandas wrote so
 
 
 def is_structure_file(name: str) -> bool:
     """Whether a file's name says that it is a CIF or a POSCAR."""
     # Names that begin with a dot are other systems' notes about files, such as macOS's "._a.cif".
-    structure = name.lower().endswith((".cif", ".vasp")) or name.startswith(("POSCAR", "CONTCAR"))
+    structure = name.lower().endswith(_FILE_ENDINGS) or name.startswith(("POSCAR", "CONTCAR"))
     return structure and not name.startswith(".")
 
 
@@ -49,6 +51,11 @@ def find_reader(path: Path) -> str:
             return "ase"
         if is_structure_file(path.name):
             return "files"
+        try:
+            with path.open("rb") as file:
+                check_format(path, file.read(4))
+        except OSError as error:
+            raise cannot_read(path, error) from error
         found = f"a file named {path.name}"
     else:
         names = sorted(child.name for child in path.iterdir())
@@ -60,11 +67,14 @@ def find_reader(path: Path) -> str:
             return "files"
         if any(name.endswith(".json") and name != "atom_init.json" for name in names):
             return "json_folder"
+        if _calculations(path):
+            return "files"
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         found = f"a folder with {listed}" if names else "an empty folder"
     raise InputError(
         f"{path}: found {found}; expected id_prop.csv with ID.cif files, CIF or POSCAR files (*.cif, *.vasp, "
-        "POSCAR*, CONTCAR*), a .json or .jsonl file (.gz too), an ASE .db, or an .xyz/.extxyz file"
+        "*.poscar, POSCAR*, CONTCAR*), folders with a POSCAR or CONTCAR each, a .json or .jsonl file (.gz too), an "
+        "ASE .db, or an .xyz/.extxyz file"
     )
 
 
@@ -75,7 +85,14 @@ def files_of(path: Path, reader: str) -> list[Path]:
     if reader == "json_folder":
         return sorted(child for child in path.glob("[!.]*.json") if child.name != "atom_init.json")
     files = sorted(child for child in path.iterdir() if is_structure_file(child.name) and not child.is_dir())
-    return [path / "id_prop.csv", *files] if reader == "cgcnn" else files
+    return [path / "id_prop.csv", *files] if reader == "cgcnn" else files or _calculations(path)
+
+
+def _calculations(path: Path) -> list[Path]:
+    """The relaxed structure, or else the first one, of each folder of VASP below a path."""
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    found = ([folder / name for name in ("CONTCAR", "POSCAR") if (folder / name).is_file()] for folder in folders)
+    return [files[0] for files in found if files]
 
 
 def read_entries(path: Path, reader: str, targets: tuple[str, ...], id_column: str | None) -> Iterator[Entry]:
@@ -85,7 +102,8 @@ def read_entries(path: Path, reader: str, targets: tuple[str, ...], id_column: s
         yield from _cgcnn_folder(path, targets)
     elif reader == "files":
         for file in files:
-            yield _file_entry(file)
+            entry = _file_entry(file)
+            yield entry if file.parent == path or file == path else replace(entry, id=file.parent.name)
     elif reader == "ase":
         yield from _ase_file(path, id_column)
     else:
@@ -121,11 +139,13 @@ def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:
     if reader not in ("cgcnn", "files") or path.is_file():
         return ""
     read = {Path(entry.where if entry.payload is None else entry.payload).name for entry in entries}
+    below = {file.parent for file in files_of(path, reader)} - {path}
     others = []
     for child in sorted(path.iterdir()):
         if child.is_dir():
             with contextlib.suppress(OSError):
-                others += [f"{child.name}/"] if any(is_structure_file(name) for name in os.listdir(child)) else []
+                crystals = child not in below and any(is_structure_file(name) for name in os.listdir(child))
+                others += [f"{child.name}/"] if crystals else []
         elif is_structure_file(child.name.lower().removesuffix(".gz")) and child.name not in read:
             others.append(child.name)
     if not others:
@@ -140,13 +160,13 @@ def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:
 def _file_entry(file: Path) -> Entry:
     lower = file.name.lower()
     kind = "cif" if lower.endswith(".cif") else "poscar"
-    name = file.stem if lower.endswith((".cif", ".vasp")) else file.name
+    name = file.stem if lower.endswith(_FILE_ENDINGS) else file.name
     return Entry(name, str(file), str(file), kind)
 
 
 def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
     table = path / "id_prop.csv"
-    rows = read_table(table)
+    rows, plain = read_table(table)
     if not rows:
         raise InputError(f"{table}: the table is empty; expected one row per crystal: id,value")
     width = max(len(row) for row in rows)
@@ -161,11 +181,11 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
         columns = list(targets) if len(targets) == 1 else ["target"]
     else:
         columns = [f"target_{i}" for i in range(1, width)]
-    for line, row in enumerate(rows[has_header:], start=1 + has_header):
+    for line, (row, cells) in list(enumerate(zip(rows, plain, strict=True), start=1))[has_header:]:
         name, where = row[0], f"{table}:{line}"
         name = name[:-4] if name.lower().endswith(".cif") else name
         file = path / f"{name}.cif"
-        labels = dict(zip(columns, row[1:] + [""] * (width - len(row)), strict=False))
+        labels = dict(zip(columns, cells[1:] + [""] * (width - len(row)), strict=False))
         problem = "" if os.path.lexists(file) else f"{where}: id {name!r} has no file {file.name} in {path}"
         problem = problem or (too_long(row, head, where) if has_header else "")
         yield Entry(name, str(file), str(file), "cif", labels, problem)
@@ -213,6 +233,7 @@ def _json_file(path: Path, id_column: str | None, alone: str | None) -> Iterator
         data = read_bytes(path)
     except OSError as error:
         raise cannot_read(path, error) from error
+    check_format(path, data)
     if ".jsonl" in path.name or ".ndjson" in path.name:
         yield from _json_lines(path, data, id_column)
         return
@@ -265,6 +286,15 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
                 continue
             record = dict(zip(columns, values, strict=True))
             yield record_entry(record, record["structure"], f"{path}:row {row}", str(name), id_column)
+    elif isinstance(document, dict) and all(isinstance(document.get(key), kind) for key, kind in _TABLE.items()):
+        index = (document["schema"].get("primaryKey") or ["index"])[0]
+        for row, record in enumerate(document["data"]):
+            name = id_text(record.get(index)) if isinstance(record, dict) else None
+            yield record_entry(record, record, f"{path}:record {row + 1}", name or f"row_{row}", id_column)
+    elif names := _row_names(document):
+        for name in names:
+            record = {column: (cells or {}).get(name) for column, cells in document.items()}
+            yield record_entry(record, record, f"{path}:{name}", name, id_column)
     elif isinstance(document, dict) and not GEOMETRY & set(document):
         if not all(isinstance(value, dict) for value in document.values()):
             keys = ", ".join(list(document)[:6])
@@ -278,6 +308,14 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
             yield record_entry(record, record, f"{path}:record {row + 1}", f"row_{row}", id_column)
     else:
         raise InputError(f"{path}: found a JSON {type(document).__name__}; expected structures or records")
+
+
+def _row_names(document: Any) -> list[str]:
+    """Those of a frame that pandas wrote by its columns, {column: {row: cell}}; none where this is something else."""
+    if not isinstance(document, dict) or not all(isinstance(cells, dict | None) for cells in document.values()):
+        return []
+    names = next((list(document[key]) for key in ("structure", "atoms") if document.get(key)), [])
+    return [] if GEOMETRY & set(names) or any(cells and list(cells) != names for cells in document.values()) else names
 
 
 # --- ASE ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.losses import check_varied, transform_labels
-from tlcgcnn_jax.machine import versions
+from tlcgcnn_jax.machine import in_float32, versions
 from tlcgcnn_jax.many import digest
 from tlcgcnn_jax.merging import Account
 from tlcgcnn_jax.optim import Rates
@@ -81,6 +81,7 @@ class Result:
     folder: Path | None = None
 
 
+@in_float32
 def fit(
     data: Any,
     targets: str | Target | Sequence[str | Target] = (),
@@ -106,7 +107,8 @@ def fit(
         split: Row numbers; default: a seeded 80/10/10 split.
         graph: How crystals become graphs (not used where `data` is a dataset).
         model: Sizes of the network; Gaussians reach as far as the cutoff in any case.
-        config: How to train.
+        config: How to train; batches and rate of the default are for thousands of crystals, those of `FINE_TUNING` for
+            hundreds.
         seeds: Networks, with seeds `config.seed`, `config.seed` + 1, …; more than one make an ensemble.
         out: Folder for model, metrics, test results and pictures.
         labels: Joined to the crystals by id, as in `read_structures`; a dataset has its own.
@@ -141,6 +143,7 @@ def fit(
     return _carry_out(lesson, plan, {"verb": "train", **plan.about}, out, progress, resume)
 
 
+@in_float32
 def transfer(
     data: Any,
     source: Any,
@@ -184,7 +187,7 @@ def transfer(
             that all of them train and all of them choose the weights (`ways.folds_of` has the exact conditions).
             Default: only where no split is given, since one of your own may part crystals of different kinds, of which
             the validation crystals are to tell the errors.
-        config: As in `fit`.
+        config: How to train; other settings are best made by `dataclasses.replace` from the default, `FINE_TUNING`.
         multipliers: Learning-rate multipliers that go before the strategy's, for example {"conv_*": 0.1}.
         seeds: As in `fit`; a source that is an ensemble gives its members in turn. Where nothing is trained, as in
             "keep_head", there are no more networks than the source has (or one for each time that the crystals are
@@ -207,9 +210,11 @@ def transfer(
             training crystals, or classes, for a regressor; fewer than 10, or several targets, to rank sources by.
 
     Example:
-        >>> from tlcgcnn_jax import TrainConfig, textbook_records, transfer
+        >>> from dataclasses import replace
+        >>> from tlcgcnn_jax import FINE_TUNING, textbook_records, transfer
         >>> records, target = textbook_records(("bulk_modulus_gpa",))[:20], "bulk_modulus_gpa"
-        >>> result = transfer(records, "mp-formation-energy", "frozen", target, config=TrainConfig(epochs=1), seeds=2)
+        >>> quick = replace(FINE_TUNING, epochs=1)  # the settings that are the default here, but for the epochs
+        >>> result = transfer(records, "mp-formation-energy", "frozen", target, config=quick, seeds=2)
         >>> result.model.members[0]["params"]["embedding"]["bias"].shape, len(result.model.members)
         ((64,), 2)
     """
@@ -346,7 +351,7 @@ def _lesson(
     if len(np.unique(rows)) != len(rows) or rows.min(initial=0) < 0 or rows.max(initial=0) >= len(crystals):
         raise InputError(f"the split's parts share crystals, or name rows beyond the {len(crystals)} of the dataset")
     labels = np.asarray(crystals.datasets[0].targets)
-    transform_labels(labels, targets)
+    transform_labels(labels, targets, crystals.datasets[0].ids)
     check_varied(labels, targets)
     return Lesson(crystals, targets, split, config, seeds)
 

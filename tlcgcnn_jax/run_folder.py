@@ -101,9 +101,17 @@ def _check_resumed(folder: Path, settings: dict[str, Any], ids: Sequence[str], s
     now = json.loads(json.dumps(settings))
     changed = [name for name in now if name not in free and before.get(name) != now[name]]
     if changed:
-        told = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
-        raise InputError(f"{folder}: cannot be resumed with other settings: {told}")
+        told = "; ".join(part for name in changed for part in _differences(name, before.get(name), now[name]))
+        raise InputError(f"{folder}: cannot be resumed with other settings: {told}; give those, or another folder")
     if (folder / SPLIT).is_file():
         started = read_split(folder / SPLIT, ids)
         if any(getattr(started, part).tolist() != getattr(split, part).tolist() for part in ("train", "val", "test")):
             raise InputError(f"{folder}: cannot be resumed with another split than that of its split.json")
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What differs between two values of a setting, of tables key by key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [part for key in keys for part in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} was {before}, now {now}"]

@@ -18,7 +18,7 @@ from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
 from tlcgcnn_jax.entries import ID_COLUMNS, Entry
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import cannot_read, user_path
-from tlcgcnn_jax.labels import joined, numbers, read_sheet
+from tlcgcnn_jax.labels import as_float, joined, numbers, read_sheet
 from tlcgcnn_jax.objects import object_entries
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structure_json import crystal_from_json
@@ -83,11 +83,11 @@ def read_structures(
     """Read crystals, and the labels that are asked for.
 
     Args:
-        source: A path (folder with `id_prop.csv`; folder or file of CIF, POSCAR; JSON or JSON lines of
-            records, pymatgen structures, JARVIS entries; a matminer frame; ASE .db, .xyz), or in memory one crystal,
-            a list of crystals or of (id, crystal) pairs, a dictionary or Series by id, or a DataFrame with a column
-            of crystals. There a crystal is a pymatgen Structure, ASE Atoms, a `Record`, a `Crystal`, a dictionary
-            as JSON has it, or the path of its file.
+        source: A path (folder with `id_prop.csv`; folder or file of CIF, POSCAR; folder of VASP's folders; JSON or
+            JSON lines of records, pymatgen structures, JARVIS entries; a frame of matminer or pandas; ASE .db, .xyz),
+            or in memory one crystal, a list of crystals or of (id, crystal) pairs, a dictionary or Series by id, or a
+            DataFrame with a column of crystals. There a crystal is a pymatgen Structure, ASE Atoms, a `Record`, a
+            `Crystal`, a dictionary as JSON has it, or the path of its file.
         targets: Columns to read as labels; none are needed to predict.
         labels: Joined to the crystals by id: the path of a CSV with a header, a DataFrame, or a Series or dictionary
             from ids to labels.
@@ -194,9 +194,11 @@ def scan(
     columns = _numeric_columns(entries)
     absent = [target for target in wanted if not any(target in entry.row for entry in entries)]
     if absent and not all(entry.problem for entry in entries):  # whose problems, such as ids, may be why
-        there = ", ".join(columns) or "none"
+        there = f"the columns with numbers are: {', '.join(columns) or 'none'}"
+        if not columns and (every := dict.fromkeys(str(column) for entry in entries for column in entry.row)):
+            there += f" (all columns: {', '.join(every)})"
         advice = "; files of structures have no labels: give a sheet (labels, --labels)" if reader == "files" else ""
-        told = "" if advice and labels is None else f"; the columns with numbers are: {there}"
+        told = "" if advice and labels is None else f"; {there}"
         raise InputError(f"{name}: no column {', '.join(absent)}{told or advice}")
     items, skipped = _checked(entries, wanted)
     if skipped and on_error == "raise":
@@ -243,9 +245,9 @@ def _numeric_columns(entries: list[Entry]) -> tuple[str, ...]:
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, str):
         try:
-            float(value)
+            as_float(value)
         except ValueError:
-            return value.strip().lower() in ("true", "false")
+            return False
         return True
     return isinstance(value, int | float | np.generic)
 
@@ -255,7 +257,9 @@ def _is_numeric(value: Any) -> bool:
 
 def _hash_files(digest: Any, path: Path, reader: str) -> None:
     for file in readers.files_of(path, reader):
-        digest.update(os.fsencode(file.name) + b"\0")  # that of a single structure is its id
+        # The name of a single structure is its id, and that of the folder of a calculation.
+        name = file.name if file.parent in (path, path.parent) else file.relative_to(path)
+        digest.update(os.fsencode(name) + b"\0")
         with contextlib.suppress(OSError):  # told where the file is read
             digest.update(file.read_bytes())
 

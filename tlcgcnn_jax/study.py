@@ -19,7 +19,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import check_pairs
 from tlcgcnn_jax.files import file_name, read_json, to_json, user_path, write_whole
 from tlcgcnn_jax.fine_tuning import network_of
-from tlcgcnn_jax.machine import processor, versions
+from tlcgcnn_jax.machine import in_float32, processor, versions
 from tlcgcnn_jax.optim import rate_tree
 from tlcgcnn_jax.results import (
     LISTED,
@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", Row, Cell)
 
 
+@in_float32
 def run_study(
     config: StudyConfig | str | Path,
     out: str | Path,
@@ -227,7 +228,7 @@ def _pack(
         raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
     some = labelled(first.select(rows), target)
     learnt = [learnt_target(target)]
-    losses.transform_labels(np.asarray(some.targets), learnt)  # refused now, not by the first run
+    losses.transform_labels(np.asarray(some.targets), learnt, some.ids)  # refused now, not by the first run
     losses.check_varied(np.asarray(first.targets)[rows], learnt)
     return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64)), others
 

@@ -18,7 +18,7 @@ from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import regression_metrics
 from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of
-from tlcgcnn_jax.machine import processor
+from tlcgcnn_jax.machine import in_float32, processor
 from tlcgcnn_jax.model import build_network
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.regressors import fit_regressor
@@ -53,6 +53,7 @@ class Task:
         return " ".join(str(part) for part in (self.cell.target, self.cell.source, self.cell.strategy, self.cell.size))
 
 
+@in_float32
 def work(task: Task) -> list[tuple[Row, RunPredictions]]:
     """Train and test the runs of a task; what is read from the study's folder is kept for the next one."""
     return runs(_desk(task.folder, (Path(task.folder) / STUDY).stat().st_mtime_ns), task.cell, task.seeds)

@@ -1,12 +1,13 @@
 """From the name of a strategy and its sources to a plan, so that nothing is refused late."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from tlcgcnn_jax.bundle import Model
-from tlcgcnn_jax.config import GraphConfig, ModelConfig
+from tlcgcnn_jax.config import GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.embeddings import DESCRIPTORS
 from tlcgcnn_jax.errors import InputError
@@ -27,8 +28,11 @@ from tlcgcnn_jax.strategies import (
     find_way,
 )
 
+logger = logging.getLogger(__name__)
+
 DEVICE_BYTES = 2**30  # packed crystals beyond this size are streamed to the device, network by network
 DEEPEST = 99  # convolutions, before the sources are known
+FEW_UPDATES = 150  # of the weights: batch norm's running statistics alone take dozens
 FEWEST_DEALT, MOST_DEALT = 25, 3000  # crystals: a fold of fewer is a handful, and of more the split's part is enough
 
 
@@ -165,6 +169,8 @@ def _networks(
                 "the device: choose a strategy of one phase without adapters, such as full or frozen, or train on fewer"
             )
         streamed = True
+    if strategy.trains:
+        _tell_few_updates(len(split.train), config)
     members = len(models[0].members) if models else 1
     # Where nothing is trained, only the source's own networks differ, and what the output is fitted to.
     trials = lesson.folds or lesson.trials * (lesson.seeds if strategy.trains else min(lesson.seeds, members))
@@ -175,6 +181,17 @@ def _networks(
     starts = [start(dataset, lesson.targets, strategy, models, job, model) for job in jobs]
     sizes = network_of(strategy, models, model)
     return NetworksPlan(lesson, strategy, sources, dataset, sizes, jobs, starts, streamed)
+
+
+def _tell_few_updates(crystals: int, config: TrainConfig) -> None:
+    updates = config.epochs * -(-crystals // config.batch_size)
+    if updates < FEW_UPDATES:
+        smaller = config.batch_size > 8 and crystals > 8
+        logger.warning(
+            "%d updates of the weights (%d training crystals, batch size %d, epochs %d) are few: take %smore epochs",
+            updates, crystals, config.batch_size, config.epochs,
+            "smaller batches (--batch-size 16) or " if smaller else "",
+        )  # fmt: skip
 
 
 def _device_bytes(dataset: CrystalDataset, split: Split) -> int:
