@@ -11,16 +11,16 @@ import pytest
 import tlcgcnn_jax
 
 ORDER = (
-    "errors", "processes", "config", "files", "elements", "crystal", "cif_symmetry", "cif", "poscar", "structure_json",
-    "entries", "labels", "readers", "objects", "structures", "textbook", "search_order", "graphs", "array_folder",
-    "dataset", "descriptors", "splits", "machine", "batching", "layers", "model", "losses", "optim", "adapters", "outputs",
-    "norms", "checkpoint", "train", "many", "calibration", "novelty", "blending", "error_bars", "model_folder",
-    "bundle", "cgcnn_import", "strategies", "merging", "graph_sets", "embeddings", "fine_tuning", "regressors",
-    "feature_model", "committee", "zoo", "predictions", "evaluate", "selection", "results", "statistics", "analysis",
-    "baselines", "ranking", "source_choice", "figure", "plots", "calibration_plots", "study_series", "study_plots",
-    "page", "study_data", "study_page", "trust", "run_pictures", "run_page", "report", "study_config", "study_grid",
-    "study_desk", "study_work", "engines", "watch", "run_folder", "plans", "ways", "run", "study", "estimator", "demo",
-    "options", "cli",
+    "errors", "processes", "config", "files", "elements", "crystal", "cif_symmetry", "cif", "poscar",
+    "structure_json", "entries", "labels", "readers", "objects", "structures", "textbook", "search_order", "graphs",
+    "array_folder", "dataset", "descriptors", "splits", "machine", "batching", "layers", "model", "losses", "optim",
+    "adapters", "outputs", "norms", "checkpoint", "train", "many", "calibration", "novelty", "blending",
+    "error_bars", "model_folder", "bundle", "cgcnn_import", "strategies", "merging", "graph_sets", "embeddings",
+    "fine_tuning", "regressors", "feature_model", "committee", "zoo", "predictions", "evaluate", "selection",
+    "results", "statistics", "analysis", "baselines", "ranking", "source_choice", "figure", "plots",
+    "calibration_plots", "study_series", "study_plots", "page", "study_data", "study_page", "trust", "run_pictures",
+    "run_page", "report", "study_config", "study_grid", "study_desk", "study_work", "engines", "watch",
+    "run_folder", "plans", "ways", "run", "study", "estimator", "demo", "options", "cli",
 )  # fmt: skip
 FOLDER = Path(tlcgcnn_jax.__file__).parent
 WITHOUT_JAX = ORDER[: ORDER.index("splits") + 1]  # these run in worker processes
