@@ -16,6 +16,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # A folder for each process of pytest-xdist, since JAX does not lock it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"  # of children; see pyproject.toml
 
 import jax
 

@@ -33,6 +33,7 @@ READ = {
     "points beside a column of commas": "id;k;x\na;1.5;7,5\nb;-2.0;8,5\n",
     "the line that tells Excel": "sep=;\nid;k\na;1,5\nb;-2\n",
     "that line, with a mark and Windows lines": "\ufeffsep=,\r\nid,k\r\na,1.5\r\nb,-2\r\n",
+    "that line in quotes, as wide as the table": '"sep=;";;\nid;k\na;1,5\nb;-2\n',
     "that line, with a bar": "sep=|\nid|k\na|1,5\nb|-2\n",
     "a printer's minus": "id,k\na,1.5\nb,\u22122\n",
     "a printer's minus and a comma": "id;k\na;1,5\nb;\u22122,0\n",
@@ -181,3 +182,11 @@ def test_folders_of_calculations_are_called_by_their_names(tmp_path, caplog):
     before = scan(source).fingerprint
     (source / "run2").rename(source / "run3")
     assert scan(source).fingerprint != before
+
+
+def test_a_file_of_one_name_in_every_folder_names_none_of_them(tmp_path):
+    source = files(tmp_path / "s", "Si/POSCAR", "Ge/POSCAR")
+    with pytest.raises(InputError, match="names none of the crystals"):
+        read_structures(source, targets=("gap",), labels={"POSCAR": 1.1})
+    found = read_structures(source, targets=("gap",), labels={"Si/POSCAR": 1.1, "Ge/POSCAR": 0.7})
+    assert {one.id: one.targets["gap"] for one in found} == {"Si": 1.1, "Ge": 0.7}

@@ -63,17 +63,28 @@ def read_cif(text: str, where: str) -> Crystal:
 
 
 def _read_unusual(text: str, where: str) -> Crystal:
+    _check_complete(text, where)
+    settings, close, problems = settings_of(text, where), [], []
+    for setting in settings:  # of two origins, the first that makes a crystal
+        try:
+            other = setting != text
+            crystal = read_cif(setting, where) if other else make_crystal(*_read_with_pymatgen(text, where), where)
+        except InputError as error:
+            problems.append(error)
+            continue
+        if len(settings) == 1 or _are_apart(crystal):
+            return crystal
+        close.append(crystal)
+    if not close:
+        raise problems[0]
+    return close[0]
+
+
+def _are_apart(crystal: Crystal) -> bool:
     from pymatgen.core import Lattice
 
-    _check_complete(text, where)
-    settings = settings_of(text, where)
-    as_it_is = [make_crystal(*_read_with_pymatgen(text, where), where)] if text in settings else []
-    crystals = as_it_is + [read_cif(setting, where) for setting in settings if setting != text]
-    for crystal in crystals[: len(crystals) // 2]:  # of two origins, the first
-        distances = Lattice(crystal.lattice).get_all_distances(crystal.frac_coords, crystal.frac_coords)
-        if (distances + CLOSEST * np.eye(len(distances)) < CLOSEST).any():
-            return crystals[1]
-    return crystals[0]
+    distances = Lattice(crystal.lattice).get_all_distances(crystal.frac_coords, crystal.frac_coords)
+    return not (distances + CLOSEST * np.eye(len(distances)) < CLOSEST).any()
 
 
 def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:

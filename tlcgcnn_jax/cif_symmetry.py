@@ -17,9 +17,8 @@ CELL = ("_length_a", "_length_b", "_length_c", "_angle_alpha", "_angle_beta", "_
 _TOLD = {
     "Hall symbol": re.compile(r"_(symmetry_)?space_group_name_hall"),
     "name": re.compile(r"_(symmetry_)?space_group_name_h_m(_alt|_full|_extended)?"),
-    "type": re.compile(
-        r"_(symmetry_)?(space_group_name_(h_m_ref|schoenflies)|space_group_it_number|int_tables_number)"
-    ),
+    "type": re.compile(r"_(symmetry_)?(space_group_name_h_m_ref|space_group_it_number|int_tables_number)"),
+    "Schoenflies symbol": re.compile(r"_(symmetry_)?space_group_name_schoenflies"),  # of a type, and not looked up
 }
 _CELL_TOLERANCE = 0.03  # of a squared length: about 1 degree, or 1.5 % of an axis
 
@@ -67,6 +66,7 @@ def settings_of(text: str, where: str) -> list[str]:
         if pattern.fullmatch(re.sub("[.-]", "_", tag.lower()).rstrip("_"))
         for value in values[tag]
     ]
+    told = [one for one in told if one[0] != "Schoenflies symbol"] or told
     if not told or any(tag.lower().rstrip("_") in OPERATORS for tag in values):
         return [text]
     said = ", ".join(f"{tag} {value!r}" for _, tag, value in told)
@@ -113,7 +113,9 @@ def _meanings(kind: str, value: str) -> list[_Setting]:
             found = gemmi.symops_from_hall(value)
             group = gemmi.find_spacegroup_by_ops(found)
             return [(group.number if group else 0, _triplets(found))]
-        if number := re.fullmatch(r"(\d+)(\.0*)?", value):
+        if kind == "Schoenflies symbol":
+            value = "P 1" if re.fullmatch(r"C1([.^]1)?", value, re.IGNORECASE) else ""
+        if number := re.fullmatch(r"(\d{1,3})(\.0*)?", value):
             value = gemmi.find_spacegroup_by_number(int(number[1])).hm
     except (ValueError, RuntimeError, AttributeError):
         return []
@@ -129,8 +131,8 @@ def _triplets(operators: Any) -> tuple[str, ...]:
 
 
 def _spellings(name: str) -> list[str]:
-    """The name as gemmi may know it, from 'F d -3 m S' (first origin; Z: second), 'P 2(1)/c' or 'F 4/m -3 2/m'."""
-    name = re.sub(r"\((\d)\)", r"\1", name)
+    """The name as gemmi may know it, from 'F d -3 m S' (first origin; Z: second), 'P 2(1)/c', 'P 2_1/c' and so on."""
+    name = re.sub(r"\((\d)\)", r"\1", name).replace("_", "")
     name = re.sub(r"\s*:?\s*([SZ])$", lambda match: ":1" if match[1] in "Ss" else ":2", name, flags=re.IGNORECASE)
     full = name.count("/") > 1 or "-3" in name  # else monoclinic, where 2/m is no m
     short = re.sub(r"(?<![46])21?/([a-z])", r"\1", name) if full else name

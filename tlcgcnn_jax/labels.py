@@ -18,7 +18,7 @@ from tlcgcnn_jax.files import user_path
 
 # Spreadsheets, pandas and databases write no value in ways of their own, which must not pass for text.
 MISSING = ("", "-", "nan", "na", "n/a", "#n/a", "null", "none")
-_SEPARATOR_LINE = re.compile(r"sep=([\t;,|])\s*", re.IGNORECASE)  # with which Excel is told of it
+_SEPARATOR_LINE = re.compile(r"\"?sep=([\t;,|])\"?\1*\s*", re.IGNORECASE)  # with which Excel is told of it
 _DECIMAL_COMMA = re.compile(r"[-+\u2212]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
 # With a decimal point, or with so many commas that they part thousands.
 _NO_DECIMAL_COMMA = re.compile(r"[-+\u2212]?[\d,]*(\.|\d,\d+,)\d*(e[-+]?\d+)?", re.IGNORECASE)
@@ -150,8 +150,9 @@ def _plain(cell: Any) -> str:
 
 
 def _names(entry: Entry) -> tuple[str, str]:
-    """What a table may call a crystal."""
-    return entry.id, Path(entry.where).name
+    """What a table may call a crystal: by its id, or by its file, which VASP calls alike in all folders."""
+    file = Path(entry.where)
+    return entry.id, f"{file.parent.name}/{file.name}" if file.name in ("POSCAR", "CONTCAR") else file.name
 
 
 def _bare(entry: Entry) -> str:

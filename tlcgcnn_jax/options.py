@@ -238,9 +238,9 @@ def check_free_file(path: Path, header: str, table: str) -> None:
             raise InputError(f"{path}: is a folder; name a file, for example {path / 'predictions.csv'}")
         was_there = path.exists()
         if path.is_file() and path.stat().st_size:
-            with path.open("rb") as file:
-                begins = file.read(len(header))
-            if begins != header.encode():
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                begins = file.read(2 * len(header)).replace('"', "")
+            if not begins.startswith(header):
                 raise InputError(f"{path}: is there, and is not {table}: choose another file, or remove it")
         with path.open("a"):
             pass

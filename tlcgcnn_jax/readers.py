@@ -91,7 +91,7 @@ def files_of(path: Path, reader: str) -> list[Path]:
 def _calculations(path: Path) -> list[Path]:
     """The relaxed structure, or else the first one, of each folder of VASP below a path."""
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    found = ([folder / name for name in ("CONTCAR", "POSCAR") if (folder / name).is_file()] for folder in folders)
+    found = ([folder / name for name in ("CONTCAR", "POSCAR") if os.path.isfile(folder / name)] for folder in folders)
     return [files[0] for files in found if files]
 
 
@@ -286,8 +286,13 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
                 continue
             record = dict(zip(columns, values, strict=True))
             yield record_entry(record, record["structure"], f"{path}:row {row}", str(name), id_column)
-    elif isinstance(document, dict) and all(isinstance(document.get(key), kind) for key, kind in _TABLE.items()):
-        index = (document["schema"].get("primaryKey") or ["index"])[0]
+    elif (
+        isinstance(document, dict)
+        and not GEOMETRY & set(document)
+        and all(isinstance(document.get(key), kind) for key, kind in _TABLE.items())
+    ):
+        key = document["schema"].get("primaryKey")
+        index = next((one for one in (key, *(key if isinstance(key, list) else ())) if isinstance(one, str)), "index")
         for row, record in enumerate(document["data"]):
             name = id_text(record.get(index)) if isinstance(record, dict) else None
             yield record_entry(record, record, f"{path}:record {row + 1}", name or f"row_{row}", id_column)
