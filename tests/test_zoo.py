@@ -150,6 +150,7 @@ def test_a_broken_source_is_named_and_left_out(tmp_path, caplog):
     pair = {"a": source(), "b": source()}
     transfer(records(), pair, "multi_source", K, config=ONE_EPOCH, seeds=1).model.save(tmp_path / "mixed")
     checkpoint(tmp_path, "torn").write_bytes(b"PK")
+    caplog.clear()
     assert set(find_sources(tmp_path)) == {*shipped(), "gap"}
     told = [record.getMessage() for record in caplog.records]
     assert [text.partition(": ")[0] for text in told] == [f"source {n} is left out" for n in ("cut", "mixed", "torn")]
