@@ -119,7 +119,8 @@ FRAMES = ["columns", "index", "split", "table"]
 @pytest.mark.parametrize("orient", FRAMES)
 @pytest.mark.parametrize("named", [True, False])
 def test_a_frame_is_read_however_pandas_wrote_it(tmp_path, orient, named):
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     frame = pandas.DataFrame({"structure": [CSCL, CSCL], "k": [1.5, 2.0]}, index=["a", "b"])
     if named and orient != "index":  # whose keys are the ids, whatever else there is
         frame = frame.rename_axis("row").assign(id=["x", "y"])

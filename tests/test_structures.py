@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from extras import needs
 
 from tlcgcnn_jax import Crystal, Record, Target
 from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
@@ -653,7 +654,7 @@ def test_rows_of_an_ase_database_are_called_as_the_database_calls_them(tmp_path)
 
 
 def test_the_energy_of_an_ase_database_is_a_label(tmp_path):
-    ase, db = pytest.importorskip("ase"), pytest.importorskip("ase.db")
+    ase, db = needs("ase"), needs("ase.db")
     from ase.calculators.singlepoint import SinglePointCalculator
 
     atoms = ase.Atoms("CsCl", scaled_positions=CSCL["frac_coords"], cell=CSCL["lattice"], pbc=True)

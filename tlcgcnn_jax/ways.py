@@ -186,11 +186,9 @@ def _networks(
 def _tell_few_updates(crystals: int, config: TrainConfig) -> None:
     updates = config.epochs * -(-crystals // config.batch_size)
     if updates < FEW_UPDATES:
-        smaller = config.batch_size > 8 and crystals > 8
         logger.warning(
-            "%d updates of the weights (%d training crystals, batch size %d, epochs %d) are few: take %smore epochs",
-            updates, crystals, config.batch_size, config.epochs,
-            "smaller batches (--batch-size 16) or " if smaller else "",
+            "%d updates of the weights (%d training crystals, batch size %d, epochs %d) are few: take smaller batches "
+            "(--batch-size) or more epochs", updates, crystals, config.batch_size, config.epochs,
         )  # fmt: skip
 
 
