@@ -78,6 +78,11 @@ def test_fine_tuning_takes_the_best_and_one_source_is_not_ranked():
     assert list(alone.sources(STRATEGIES["full"])) == ["s0"] and not alone.ranked
 
 
+def test_from_scratch_nothing_is_ranked():
+    found = choice(auto=True)
+    assert list(found.sources(STRATEGIES["scratch"])) == ["s0"] and not found.ranked
+
+
 def test_features_take_all_and_the_top_is_the_best():
     assert list(choice().sources(find_way("features:svr"))) == ["s0", "s1", "s2", "old"]
     assert not choice().ranked

@@ -1,15 +1,12 @@
 """The demonstration: from scratch against transferred on textbook crystals, in repeated cross-validation."""
 
-import os
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tlcgcnn_jax import losses, plots
@@ -19,15 +16,15 @@ from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import to_json, user_path, write_whole
-from tlcgcnn_jax.merging import merge
-from tlcgcnn_jax.model import CGCNN, init_variables
+from tlcgcnn_jax.fine_tuning import Job, fine_tune
+from tlcgcnn_jax.model import build_network
 from tlcgcnn_jax.outputs import network_outputs
 from tlcgcnn_jax.report import DEMO, run_report
 from tlcgcnn_jax.splits import Split, k_fold
 from tlcgcnn_jax.statistics import compare
 from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.textbook import textbook_records
-from tlcgcnn_jax.train import Trained, example_graph, train
+from tlcgcnn_jax.train import Trained
 from tlcgcnn_jax.zoo import load_source
 
 SOURCE = "mp-formation-energy"
@@ -40,16 +37,6 @@ TASKS = (
     ("Bulk modulus", Target("bulk_modulus_gpa", unit="GPa", transform="log10")),
     ("Band gap", Target("band_gap_ev", unit="eV")),
 )
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One training: of which task, by which way, on which fold."""
-
-    title: str
-    strategy: str
-    repeat: int
-    fold: int
 
 
 def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainConfig = CONFIG) -> dict[str, Any]:
@@ -77,30 +64,21 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
         title: build_dataset(textbook_records((target.name,)), targets=(target.name,), graph=source.graph)
         for title, target in TASKS
     }
-    fits = [
-        Fit(title, strategy, repeat, fold)
-        for repeat in range(repeats) for title, _ in TASKS for fold in range(folds) for strategy in LEARNING_RATES
-    ]  # fmt: skip
-    errors = {
-        (title, strategy): np.zeros((repeats, len(data[title]))) for title, _ in TASKS for strategy in LEARNING_RATES
-    }
     sizes = ", ".join(f"{title.lower()} of {len(data[title])} crystals" for title, _ in TASKS)
-    print(f"{SOURCE} → {sizes}: {repeats} × {folds}-fold cross-validation, {len(fits)} trainings", file=sys.stderr)
-
-    def one(fit: Fit) -> None:
-        dataset, target = data[fit.title], dict(TASKS)[fit.title]
-        part = k_fold(len(dataset), folds, 0, fit.repeat)[fit.fold]
-        # The number of updates is fixed beforehand: nothing is chosen on held-out crystals, so none are set aside.
-        split = Split(np.concatenate([part.train, part.val]), np.array([], np.int64), part.test)
-        trained = _train(dataset, split, target, source, fit.strategy, config, fit.repeat * folds + fit.fold)
-        prediction = _predict(dataset, part.test, target, source, trained)
-        errors[fit.title, fit.strategy][fit.repeat, part.test] = np.abs(prediction - dataset.targets[part.test, 0])
+    count = repeats * folds * len(TASKS) * len(LEARNING_RATES)
+    print(f"{SOURCE} → {sizes}: {repeats} × {folds}-fold cross-validation, {count} trainings", file=sys.stderr)
 
     from tqdm import tqdm
 
-    # These networks are too small for the cores to share one: each core trains its own.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(tqdm(pool.map(one, fits), total=len(fits), unit="training", file=sys.stderr))
+    errors = {}
+    with tqdm(total=count * config.epochs, unit="epoch", file=sys.stderr) as bar:
+        for title, target in TASKS:
+            drawn = [k_fold(len(data[title]), folds, 0, repeat) for repeat in range(repeats)]
+            for strategy, rate in LEARNING_RATES.items():
+                errors[title, strategy] = crystal_errors(
+                    data[title], target, source, strategy, replace(config, learning_rate=rate), drawn,
+                    on_epoch=lambda *_: bar.update(),
+                )  # fmt: skip
     rows = [row for title, target in TASKS for row in _rows(title, target, errors)]
     models = {
         title: _final(data[title], target, source, config, folder, [row for row in rows if row["target"] == title])
@@ -124,24 +102,66 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
     return content
 
 
-def _train(
-    dataset: CrystalDataset, split: Split, target: Target, source: Model, strategy: str, config: TrainConfig, seed: int
-) -> Trained:
-    config = replace(config, learning_rate=LEARNING_RATES[strategy], seed=seed)
-    network = CGCNN(source.model, target.outputs, dataset.graph.places)
-    fresh = jax.device_get(init_variables(network, example_graph(dataset), seed))
-    way = find_strategy(strategy)
-    member = source.members[seed % len(source.members)]  # in turn, as in `transfer`
-    variables, _ = merge(member, fresh, way)
-    return train(dataset, split, (target,), source.model, config, variables=variables, rates=way.rates)
+def crystal_errors(
+    dataset: CrystalDataset,
+    target: Target,
+    source: Model,
+    strategy: str,
+    config: TrainConfig,
+    folds: Sequence[Sequence[Split]],
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> np.ndarray:
+    """Absolute errors in repeated cross-validation.
 
+    Args:
+        dataset: Packed crystals with the target's column and the source's graph settings.
+        target: What to learn.
+        source: Where transfer starts; the sizes of the network from scratch.
+        strategy: Its name.
+        config: How to train.
+        folds: The splits of every repeat, whose test rows are each crystal once.
+        seed: Of the first fold; each next one has the next.
+        on_epoch: Called after each epoch of each fold, as `fine_tune` does.
 
-def _predict(dataset: CrystalDataset, rows: np.ndarray, target: Target, source: Model, trained: Trained) -> np.ndarray:
+    Returns:
+        [repeats, n], in the target's unit.
+    """
+    # The number of updates is fixed beforehand: nothing is chosen on held-out crystals, so none are set aside.
+    rows = [np.concatenate([part.train, part.val]) for repeat in folds for part in repeat]
+    networks = iter(_trained(dataset, target, source, strategy, config, rows, seed, on_epoch))
     # One shape for all folds is one compilation.
-    budget = pad_budget(dataset.n_atom, dataset.n_row, CONFIG.batch_size, dataset.graph.places)
-    network = CGCNN(source.model, target.outputs, dataset.graph.places)
-    outputs = network_outputs(network, trained.variables, dataset.select(rows), budget=budget)
-    return losses.denormalise(outputs, (target,), trained.normaliser)[:, 0]
+    budget = pad_budget(dataset.n_atom, dataset.n_row, config.batch_size, dataset.graph.places)
+    network = build_network(source.model, target.outputs, dataset.graph.places)
+    errors = np.zeros((len(folds), len(dataset)))
+    for error, repeat in zip(errors, folds, strict=True):
+        for part in repeat:
+            one = next(networks)
+            outputs = network_outputs(network, one.variables, dataset.select(part.test), budget=budget)
+            values = losses.denormalise(outputs, (target,), one.normaliser)[:, 0]
+            error[part.test] = np.abs(values - dataset.targets[part.test, 0])
+    return errors
+
+
+def _trained(
+    dataset: CrystalDataset,
+    target: Target,
+    source: Model,
+    strategy: str,
+    config: TrainConfig,
+    rows: Sequence[np.ndarray],
+    seed: int,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[Trained]:
+    """A network for each set of rows, with the next seed."""
+    way, nothing = find_strategy(strategy), np.array([], np.int64)
+    seeds = range(seed, seed + len(rows))
+    jobs = [Job(some, nothing, i, config.learning_rate, i) for i, some in zip(seeds, rows, strict=True)]
+    sources = () if way.from_scratch else (source,)
+    return fine_tune(
+        dataset, (target,), way, sources, jobs, config, model_config=source.model, on_epoch=on_epoch
+    )  # fmt: skip
 
 
 def _rows(title: str, target: Target, errors: dict[tuple[str, str], np.ndarray]) -> list[dict[str, Any]]:
@@ -168,8 +188,8 @@ def _final(
 ) -> Path:
     """Train the better way on all crystals, and save the model."""
     best = min(rows, key=lambda row: float(np.mean(row["mae"])))
-    everything = Split(np.arange(len(dataset)), np.array([], np.int64), np.array([], np.int64))
-    trained = _train(dataset, everything, target, source, best["strategy"], config, seed=0)
+    config = replace(config, learning_rate=LEARNING_RATES[best["strategy"]])
+    (trained,) = _trained(dataset, target, source, best["strategy"], config, [np.arange(len(dataset))], seed=0)
     metrics = {"cross-validation": {"mae": float(np.mean(best["mae"]))}}
     notes = {"data": "experimental values of textbook crystals, shipped with the package", "source": SOURCE,
              "strategy": best["strategy"], "crystals trained on": len(dataset)}  # fmt: skip

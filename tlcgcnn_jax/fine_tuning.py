@@ -132,7 +132,7 @@ def start(
     names = tuple(target.name for target in targets)
     if names != tuple(dataset.target_names):
         raise InputError(f"the dataset holds the targets {dataset.target_names}, asked for {names}")
-    if not sources and strategy.reinitialise != ("*",):
+    if not sources and not strategy.from_scratch:
         raise InputError(f"{strategy.name} starts from a source, none was given: give one, or choose scratch")
     for model in sources:
         check_graph(dataset.graph, model)

@@ -31,18 +31,20 @@ class WeightedBatchNorm(nn.Module):
     epsilon: float = EPSILON
 
     @nn.compact
-    def __call__(self, x: Array, weight: Array, use_running: bool) -> Array:
-        """Normalise the last axis.
+    def __call__(self, parts: Sequence[Array], weight: Array, use_running: bool) -> list[Array]:
+        """Normalise every feature.
 
         Args:
-            x: [..., features].
+            parts: [..., features], the features in one array or in several, which are never put together: a gradient
+                would have to be, and that is a pass over all edges.
             weight: [...], not negative.
             use_running: Normalise by the running statistics and leave them as they are.
 
         Returns:
-            [..., features].
+            The parts, normalised.
         """
-        features = x.shape[-1]
+        widths = [part.shape[-1] for part in parts]
+        features, axes = sum(widths), tuple(range(weight.ndim))
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
@@ -52,24 +54,27 @@ class WeightedBatchNorm(nn.Module):
         else:
             total = jnp.sum(weight)
             share = (weight / jnp.maximum(total, 1.0))[..., None]
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.sum(share * x, axes)
-            var = jnp.sum(share * jnp.square(x - jnp.expand_dims(mean, axes)), axes)
+            means = [jnp.sum(share * part, axes) for part in parts]
+            # The variance is smallest about the mean: its derivative by the mean is zero and need not be computed.
+            centres = [jnp.expand_dims(jax.lax.stop_gradient(mean), axes) for mean in means]
+            squares = [jnp.square(part - centre) for part, centre in zip(parts, centres, strict=True)]
+            mean, var = jnp.concatenate(means), jnp.concatenate([jnp.sum(share * square, axes) for square in squares])
             if not self.is_initializing():
                 keep = jnp.where(total > 0, self.momentum, 0.0)
                 unbiased = var * total / jnp.maximum(total - 1.0, 1.0)
                 running_mean.value = (1 - keep) * running_mean.value + keep * mean
                 running_var.value = (1 - keep) * running_var.value + keep * unbiased
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        axes = tuple(range(x.ndim - 1))
-        return x * jnp.expand_dims(factor, axes) + jnp.expand_dims(bias - mean * factor, axes)
+        ends = np.cumsum(widths)[:-1]
+        factors, offsets = (jnp.split(jnp.expand_dims(x, axes), ends, -1) for x in (factor, bias - mean * factor))
+        return [part * factor + offset for part, factor, offset in zip(parts, factors, offsets, strict=True)]
 
 
 class GatedConvolution(nn.Module):
     """One convolution of CGCNN, Eq. 5 of Xie & Grossman 2018, with batch norm as in the authors' code.
 
     The product W [v_i; v_j; e_ij] is computed as W_i v_i + W_j v_j + W_e e_ij: the first two once per atom and not
-    once per edge, which is most of the arithmetic.
+    once per edge, which is most of the arithmetic. Gate and core, its two halves, are arrays of their own.
 
     Attributes:
         width: Features of an atom.
@@ -81,7 +86,7 @@ class GatedConvolution(nn.Module):
     def __call__(
         self,
         atoms: Array,  # [n_atom, width]
-        edges: Array,  # [n_row, places, gaussians]
+        edges: Array,  # [n_row * places, gaussians]
         senders: Array,  # [n_row, places]
         receivers: Array,  # [n_row]
         edge_weight: Array,  # [n_row, places]
@@ -99,13 +104,18 @@ class GatedConvolution(nn.Module):
 
         own = atoms @ receiver_kernel + expand(bias, 2)
         other = atoms @ sender_kernel
-        gated = edges @ edge_kernel + own[receivers][:, None, :] + other[senders]
-        gated = WeightedBatchNorm(name="edge_norm")(gated, edge_weight, use_running)
-        gate, core = jnp.split(gated, 2, axis=-1)
+
+        def product(half: slice) -> Array:
+            # One axis for all edges: with two the gradient of the kernel takes a transposed copy and twice the time.
+            by_edge = (edges @ edge_kernel[:, half]).reshape(*senders.shape, self.width)
+            return by_edge + own[:, half][receivers][:, None, :] + other[:, half][senders]
+
+        halves = product(slice(self.width)), product(slice(self.width, gates))
+        gate, core = WeightedBatchNorm(name="edge_norm")(halves, edge_weight, use_running)
         message = jax.nn.sigmoid(gate) * softplus(core) * edge_weight[..., None]
         # Most of the sum is a reduction over the places of a row; only the rows are scattered.
         summed = jax.ops.segment_sum(message.sum(1), receivers, n_atom, indices_are_sorted=True)
-        summed = WeightedBatchNorm(name="node_norm")(summed, atom_weight, use_running)
+        (summed,) = WeightedBatchNorm(name="node_norm")([summed], atom_weight, use_running)
         return softplus(atoms + summed)
 
 

@@ -101,7 +101,7 @@ class CGCNN(nn.Module):
         """
         config = self.config
         found: Any = graph
-        distance = found.edges["distance"].reshape(-1, self.places)
+        distance = found.edges["distance"]
         weight = found.edges["weight"].reshape(-1, self.places)
         senders = found.senders.reshape(-1, self.places)
         receivers = found.receivers.reshape(-1, self.places)[:, 0]

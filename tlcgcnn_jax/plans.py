@@ -154,7 +154,7 @@ class NetworksPlan:
     @property
     def sources(self) -> Mapping[str, Model]:
         """Models of which a weight is taken, by name; {} for training from scratch."""
-        return self.bodies if self.strategy.reinitialise != ("*",) else {}
+        return {} if self.strategy.from_scratch else self.bodies
 
     @property
     def account(self) -> Account | None:

@@ -133,6 +133,11 @@ class Strategy:
             raise InputError(f"{self.name}: refit_output is of the output of one source: a mixture has a new head")
 
     @property
+    def from_scratch(self) -> bool:
+        """True where no weight of a source is kept."""
+        return self.reinitialise == ("*",)
+
+    @property
     def trains(self) -> bool:
         """False where nothing is left to train."""
         return any(rate for _, rate in self.rates) or bool(self.before)

@@ -8,7 +8,7 @@ import json
 import math
 import operator
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +22,7 @@ from jax import Array
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import fold_adapters
-from tlcgcnn_jax.batching import (
-    Batch,
-    batch_plan,
-    epoch_length,
-    pad_budget,
-    stack_batches,
-)
+from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, epoch_length, pad_budget, stack_batches
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -241,24 +235,7 @@ def train(
     if unknown := sorted(set(frozen) - set(frozen_modules(variables["params"], (("*", 0.0),)))):
         raise InputError(f"frozen names {', '.join(unknown)}; the network has {', '.join(sorted(variables['params']))}")
     program = Program(model, targets, config, rates, frozen, pulls).static()
-    state = init_state(program, variables)
-
-    def plan(epoch: int) -> list[np.ndarray]:
-        return batch_plan(train_set.n_atom, train_set.n_row, budget, config.seed, epoch)
-
-    length = epoch_length(train_set.n_atom, train_set.n_row, budget)
-
-    def stacks(start: int) -> Iterator[tuple[int, Batch]]:
-        for epoch in range(start, config.epochs):
-            for stacked in device_stacks(train_set, labels[rows], plan(epoch), budget, length):
-                yield epoch, stacked
-
-    # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
-    hyper = Hyper(
-        jnp.float32(config.learning_rate), jnp.int32(config.epochs * len(plan(0))), jnp.uint32(config.seed % 2**32)
-    )
-    best, history = {"params": state.params, "batch_stats": state.batch_stats}, []
-    best_score, best_epoch, start, validated = math.inf, 0, 0, bool(np.isfinite(labels[split.val]).any())
+    progress = _Progress.start(init_state(program, variables))
     settings = {
         "training": to_dict(config), "model": to_dict(model_config), "targets": [to_dict(t) for t in targets],
         "rates": rates, "frozen": frozen, "pulls": pulls,
@@ -267,58 +244,111 @@ def train(
     }  # fmt: skip
     if checkpoints and (meta := checkpoints.meta()):
         check_same(meta.get("settings", {}), settings, checkpoints.folder)
-        saved = checkpoints.restore({"state": state, "best": best})
-        state, best = saved["state"], saved["best"]
-        history, best_score, best_epoch, start = meta["history"], meta["best_score"], meta["best_epoch"], meta["epoch"]
-    best = jax.tree.map(jnp.array, best)  # a copy: the state's own memory is given up by the next scan
-
-    with contextlib.closing(_prefetch(stacks(start))) as ahead:
-        for epoch, parts in itertools.groupby(ahead, key=operator.itemgetter(0)):
-            if config.patience is not None and epoch - best_epoch >= config.patience:
+        progress.restore(checkpoints, meta)
+    # The number of batches varies by one or so between epochs: the schedule counts with that of the first.
+    first = batch_plan(train_set.n_atom, train_set.n_row, budget, config.seed, 0)
+    hyper = Hyper(
+        jnp.float32(config.learning_rate), jnp.int32(config.epochs * len(first)), jnp.uint32(config.seed % 2**32)
+    )
+    # Without validation labels the last weights are the best there are.
+    validated = bool(np.isfinite(labels[split.val]).any())
+    epochs = range(len(progress.history), config.epochs)
+    with contextlib.closing(_prefetch(_stacks(train_set, labels[rows], budget, config.seed, epochs))) as ahead:
+        for epoch, stacks in itertools.groupby(ahead, key=operator.itemgetter(0)):
+            if config.patience is not None and epoch - progress.best_epoch >= config.patience:
                 break
-            began, sums = time.perf_counter(), {"loss": 0.0, "count": 0.0, "gradient": 0.0, "batches": 0.0}
-            for _, stacked in parts:
-                state, metrics = train_scan(program, state, stacked, hyper)
-                used = np.asarray(metrics["count"]) > 0
-                sums["batches"] += used.sum()
-                for name, values in metrics.items():
-                    sums[name] += float(np.asarray(values, np.float64).sum())
-            train_loss = sums["loss"] / max(sums["count"], 1.0)
-            if not math.isfinite(train_loss):
+            began = time.perf_counter()
+            progress.state, means = _one_epoch(program, progress.state, (stack for _, stack in stacks), hyper)
+            if not math.isfinite(means["train_loss"]):
                 raise InputError(
                     f"the training loss is not a number in epoch {epoch + 1}: lower the learning rate "
                     f"(now {config.learning_rate:g}) or look for extreme labels"
                 )
-            now = {"params": state.params, "batch_stats": state.batch_stats}
-            trained = time.perf_counter() - began
-            folded = {**now, "params": fold_adapters(now["params"])}
-            val_score = losses.score(
-                network_outputs(model, folded, val_set, budget=budget), labels[split.val], targets
-            ) if len(split.val) else float("nan")  # fmt: skip
-            # Without validation labels the last weights are the best there are.
-            if val_score < best_score or not validated:
-                best, best_score, best_epoch = jax.tree.map(jnp.array, now), val_score, epoch + 1
-            history.append(
-                {
-                    "epoch": epoch + 1,
-                    "train_loss": train_loss,
-                    "val_score": val_score,
-                    "gradient": sums["gradient"] / max(sums["batches"], 1.0),
-                    "learning_rate": float(learning_rate(config, state.step, hyper.total, hyper.learning_rate)),
-                    "crystals_per_second": len(rows) / trained,
-                    "seconds": time.perf_counter() - began,
-                }
-            )
+            trained, score = time.perf_counter() - began, math.nan
+            if len(split.val):
+                folded = {**progress.now, "params": fold_adapters(progress.state.params)}
+                score = losses.score(network_outputs(model, folded, val_set, budget=budget), labels[split.val], targets)
+            if score < progress.best_score or not validated:
+                progress.keep(score, epoch + 1)
+            rate = learning_rate(config, progress.state.step, hyper.total, hyper.learning_rate)
+            row = {
+                "epoch": epoch + 1, "train_loss": means["train_loss"], "val_score": score,
+                "gradient": means["gradient"], "learning_rate": float(rate),
+                "crystals_per_second": len(rows) / trained, "seconds": time.perf_counter() - began,
+            }  # fmt: skip
+            progress.history.append(row)
             if checkpoints:
-                meta = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch, "history": history,
-                        "settings": settings}  # fmt: skip
-                checkpoints.save(epoch + 1, {"state": state, "best": best}, meta)
+                progress.save(checkpoints, settings)
             if on_epoch:
-                on_epoch(history[-1])
-    last = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+                on_epoch(row)
+    last = jax.device_get(progress.now)
     if config.keep == "last":
-        return Trained(last, normaliser, history, len(history), last)
-    return Trained(jax.device_get(best), normaliser, history, best_epoch, last)
+        return Trained(last, normaliser, progress.history, len(progress.history), last)
+    return Trained(jax.device_get(progress.best), normaliser, progress.history, progress.best_epoch, last)
+
+
+@dataclass
+class _Progress:
+    """Everything that changes in a training."""
+
+    state: TrainState
+    best: Variables
+    best_score: float
+    best_epoch: int
+    history: list[dict[str, float]]
+
+    @classmethod
+    def start(cls, state: TrainState) -> "_Progress":
+        progress = cls(state, {}, math.inf, 0, [])
+        progress.keep(math.inf, 0)
+        return progress
+
+    @property
+    def now(self) -> Variables:
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+    def keep(self, score: float, epoch: int) -> None:
+        # A copy: the state's own memory is given up by the next scan.
+        self.best, self.best_score, self.best_epoch = jax.tree.map(jnp.array, self.now), score, epoch
+
+    def save(self, checkpoints: Checkpoints, settings: dict[str, Any]) -> None:
+        epoch = len(self.history)
+        meta = {"epoch": epoch, "best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history,
+                "settings": settings}  # fmt: skip
+        checkpoints.save(epoch, {"state": self.state, "best": self.best}, meta)
+
+    def restore(self, checkpoints: Checkpoints, meta: dict[str, Any]) -> None:
+        saved = checkpoints.restore({"state": self.state, "best": self.best})
+        self.state, self.best = saved["state"], saved["best"]
+        self.best_score, self.best_epoch, self.history = meta["best_score"], meta["best_epoch"], meta["history"]
+
+
+def _stacks(
+    dataset: CrystalDataset, labels: np.ndarray, budget: PadBudget, seed: int, epochs: range
+) -> Iterator[tuple[int, Batch]]:
+    """The stacked batches of every epoch, with its number."""
+    length = epoch_length(dataset.n_atom, dataset.n_row, budget)
+    for epoch in epochs:
+        plan = batch_plan(dataset.n_atom, dataset.n_row, budget, seed, epoch)
+        for stacked in device_stacks(dataset, labels, plan, budget, length):
+            yield epoch, stacked
+
+
+def _one_epoch(
+    program: Program, state: TrainState, stacks: Iterable[Batch], hyper: Hyper
+) -> tuple[TrainState, dict[str, float]]:
+    """The updates of an epoch; the mean loss over its labels and the mean gradient norm over its updates."""
+    sums = {"loss": 0.0, "count": 0.0, "gradient": 0.0, "updates": 0.0}
+    for stacked in stacks:
+        state, metrics = train_scan(program, state, stacked, hyper)
+        sums["updates"] += (np.asarray(metrics["count"]) > 0).sum()
+        for name, values in metrics.items():
+            sums[name] += float(np.asarray(values, np.float64).sum())
+    means = {
+        "train_loss": sums["loss"] / max(sums["count"], 1.0),
+        "gradient": sums["gradient"] / max(sums["updates"], 1.0),
+    }
+    return state, means
 
 
 def example_graph(dataset: CrystalDataset) -> Any:

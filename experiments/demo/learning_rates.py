@@ -8,12 +8,10 @@ Writes learning_rates.csv beside this file: the cross-validated error of each wa
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from tlcgcnn_jax import demo
 from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.files import write_table
-from tlcgcnn_jax.splits import Split, k_fold
+from tlcgcnn_jax.splits import k_fold
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.zoo import load_model
 
@@ -27,13 +25,8 @@ def main() -> None:
         dataset = build_dataset(textbook_records((target.name,)), targets=(target.name,), graph=source.graph)
         for strategy in ("scratch", "full"):
             for rate in GRID:
-                demo.LEARNING_RATES[strategy] = rate
-                error = np.zeros(len(dataset))
-                for fold, part in enumerate(k_fold(len(dataset), demo.FOLDS, OTHER_FOLDS)):
-                    split = Split(np.concatenate([part.train, part.val]), np.array([], np.int64), part.test)
-                    trained = demo._train(dataset, split, target, source, strategy, replace(demo.CONFIG), 100 + fold)
-                    prediction = demo._predict(dataset, part.test, target, source, trained)
-                    error[part.test] = np.abs(prediction - dataset.targets[part.test, 0])
+                folds, config = k_fold(len(dataset), demo.FOLDS, OTHER_FOLDS), replace(demo.CONFIG, learning_rate=rate)
+                error = demo.crystal_errors(dataset, target, source, strategy, config, [folds], seed=100)
                 rows.append(
                     {
                         "property": title,
