@@ -558,6 +558,7 @@ def test_scratch_beside_a_source_is_no_transfer(tmp_path):
         records(), knowing, "scratch", K, config=SMALL["config"], seeds=1, out=tmp_path / "run", tell=told.append
     )
     assert result.overlap == {} and not any("flatter" in line for line in told)
+    assert told[0].startswith("scratch with the graphs and sizes of a model in memory:\n")
     assert "Transferred" not in run_report(tmp_path / "run").read_text()
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["strategy"] == "scratch" and "source" not in settings

@@ -78,9 +78,13 @@ def test_fine_tuning_takes_the_best_and_one_source_is_not_ranked():
     assert list(alone.sources(STRATEGIES["full"])) == ["s0"] and not alone.ranked
 
 
-def test_from_scratch_nothing_is_ranked():
+def test_from_scratch_sources_are_ranked_where_they_differ_in_graphs_or_sizes():
+    scratch = STRATEGIES["scratch"]
     found = choice(auto=True)
-    assert list(found.sources(STRATEGIES["scratch"])) == ["s0"] and not found.ranked
+    assert list(found.sources(scratch)) == [found.ranking[0].name]
+    models = {name: model for name, model in pool().models.items() if name != "old"}
+    alike = SourceChoice(SourcePool(models, auto=True), crystals(), BULK, ROWS)
+    assert list(alike.sources(scratch)) == ["s0"] and not alike.ranked
 
 
 def test_features_take_all_and_the_top_is_the_best():

@@ -123,7 +123,7 @@ def crystal_errors(
         config: How to train.
         folds: The splits of every repeat, whose test rows are each crystal once.
         seed: Of the first fold; each next one has the next.
-        on_epoch: Called after each epoch of each fold, as `fine_tune` does.
+        on_epoch: Called with the fold's number, counted over the repeats, and every row of its history.
 
     Returns:
         [repeats, n], in the target's unit.
@@ -157,7 +157,10 @@ def _trained(
     """A network for each set of rows, with the next seed."""
     way, nothing = find_strategy(strategy), np.array([], np.int64)
     seeds = range(seed, seed + len(rows))
-    jobs = [Job(some, nothing, i, config.learning_rate, i) for i, some in zip(seeds, rows, strict=True)]
+    jobs = [
+        Job(some, nothing, i, config.learning_rate, member=i)  # of an ensemble in turn, as in `transfer`
+        for i, some in zip(seeds, rows, strict=True)
+    ]
     sources = () if way.from_scratch else (source,)
     return fine_tune(
         dataset, (target,), way, sources, jobs, config, model_config=source.model, on_epoch=on_epoch

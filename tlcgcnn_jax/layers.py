@@ -55,7 +55,8 @@ class WeightedBatchNorm(nn.Module):
             total = jnp.sum(weight)
             share = (weight / jnp.maximum(total, 1.0))[..., None]
             means = [jnp.sum(share * part, axes) for part in parts]
-            # The variance is smallest about the mean: its derivative by the mean is zero and need not be computed.
+            # The variance is smallest about the mean: its derivative by the mean is zero (weights sum to 0, or to 1 and
+            # more) and need not be computed; second derivatives would miss it.
             centres = [jnp.expand_dims(jax.lax.stop_gradient(mean), axes) for mean in means]
             squares = [jnp.square(part - centre) for part, centre in zip(parts, centres, strict=True)]
             mean, var = jnp.concatenate(means), jnp.concatenate([jnp.sum(share * square, axes) for square in squares])
@@ -74,7 +75,8 @@ class GatedConvolution(nn.Module):
     """One convolution of CGCNN, Eq. 5 of Xie & Grossman 2018, with batch norm as in the authors' code.
 
     The product W [v_i; v_j; e_ij] is computed as W_i v_i + W_j v_j + W_e e_ij: the first two once per atom and not
-    once per edge, which is most of the arithmetic. Gate and core, its two halves, are arrays of their own.
+    once per edge, which is most of the arithmetic. Gate and core, its two halves, are arrays of their own, so that
+    no gradient has to be put together of two.
 
     Attributes:
         width: Features of an atom.
@@ -106,7 +108,8 @@ class GatedConvolution(nn.Module):
         other = atoms @ sender_kernel
 
         def product(half: slice) -> Array:
-            # One axis for all edges: with two the gradient of the kernel takes a transposed copy and twice the time.
+            # One axis for all edges: with two XLA on a CPU makes a transposed copy for the gradient of the kernel, which
+            # then takes twice the time.
             by_edge = (edges @ edge_kernel[:, half]).reshape(*senders.shape, self.width)
             return by_edge + own[:, half][receivers][:, None, :] + other[:, half][senders]
 
@@ -198,7 +201,7 @@ def gaussians(distance: Array, centres: Sequence[float] | np.ndarray, width: flo
 
 
 def softplus(x: Array) -> Array:
-    """log(1 + exp(x)), good to 1e-7 absolute; a tenth of a training step faster than `jax.nn.softplus` on CPU."""
+    """log(1 + exp(x)), good to 1e-7 absolute, and faster than `jax.nn.softplus` on a CPU."""
     return jnp.maximum(x, 0.0) + jnp.log(1.0 + jnp.exp(-jnp.abs(x)))
 
 

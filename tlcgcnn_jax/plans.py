@@ -181,7 +181,8 @@ class NetworksPlan:
             return []
         phases, first = self.strategy.phases(self.lesson.config.epochs), 1
         summary = f"  {self.strategy.summary}\n" if self.strategy.summary else ""
-        out = [f"{self.strategy.name} from {' + '.join(self.bodies)}:\n{summary}{self.account}"]
+        of = "with the graphs and sizes of" if self.strategy.from_scratch else "from"
+        out = [f"{self.strategy.name} {of} {' + '.join(self.bodies)}:\n{summary}{self.account}"]
         for epochs, rates in phases if len(phases) > 1 else []:
             told = ", ".join(f"{pattern} {'frozen' if not rate else f'x{rate:g}'}" for pattern, rate in rates)
             out.append(f"  epochs {first} to {first + epochs - 1}: {told}")

@@ -126,9 +126,9 @@ class SourceChoice:
         if isinstance(way, FeatureStrategy):
             return self._first(self._ordered(self._auto or self._top is not None), self._top)
         if way.sources == 1:
-            # From scratch all that a source gives are the sizes of the network.
-            choose = (self._auto or len(self.models) > 1) and not way.from_scratch
-            return self._first(self._ordered(choose), 1)
+            # From scratch a source gives the kind of graphs and the sizes alone: of such as agree in them any will do.
+            any_will_do = way.from_scratch and len({(one.graph.kind, one.model) for one in self.models.values()}) == 1
+            return self._first(self._ordered((self._auto or len(self.models) > 1) and not any_will_do), 1)
         ordered = self._ordered(self._auto or self._top is not None or len({*map(_body, self.models.values())}) > 1)
         alike = mixable(ordered, way, self._auto and self._top is None)
         if others := [name for name in ordered if _body(ordered[name]) != _body(next(iter(alike.values())))]:

@@ -74,7 +74,7 @@ class Program:
 
 
 class TrainState(NamedTuple):
-    """Everything that changes while training."""
+    """What an update changes."""
 
     step: Array  # int32, updates made
     params: Any
@@ -289,7 +289,7 @@ def train(
 
 @dataclass
 class _Progress:
-    """Everything that changes in a training."""
+    """Where a call of `train` stands: the state, the best weights so far and the history."""
 
     state: TrainState
     best: Variables
