@@ -111,20 +111,20 @@ def cgcnn_folder(folder, bad, good=8):
 def test_a_bad_crystal_is_named(refused, tmp_path, model, verb, text, reason):
     folder = cgcnn_folder(tmp_path / "in", {"bad": text}, good=2)
     arguments = (folder, "--target", K) if verb == "prepare" else (model, folder)
-    message = refused(verb, *arguments, "--out", tmp_path / "out")
+    message = refused(verb, *arguments, "--on-error", "raise", "--out", tmp_path / "out")
     assert f"{folder / 'bad.cif'}: " in message and re.search(reason, message)
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, capsys):
-    """With --on-error skip, in every verb that reads crystals."""
+    """In every verb that reads crystals, unless asked otherwise."""
     bad = {f"bad_{i}": text for i, (text, _) in enumerate(CRYSTALS.values())}
-    folder, skip = cgcnn_folder(tmp_path / "in", bad), ("--on-error", "skip")
+    folder = cgcnn_folder(tmp_path / "in", bad)
     train = ("--target", K, "--epochs", 1, *BATCH)
-    assert command("prepare", folder, "--target", K, *skip, "--out", tmp_path / "ds") == 0
-    assert command("train", folder, *train, *NETWORK, *skip, "--out", tmp_path / "run") == 0
-    assert command("transfer", folder, *train, "--source", model, *skip, "--out", tmp_path / "moved") == 0
-    assert command("predict", model, folder, *skip, "--out", tmp_path / "p.csv") == 0
+    assert command("prepare", folder, "--target", K, "--out", tmp_path / "ds") == 0
+    assert command("train", folder, *train, *NETWORK, "--out", tmp_path / "run") == 0
+    assert command("transfer", folder, *train, "--source", model, "--out", tmp_path / "moved") == 0
+    assert command("predict", model, folder, "--out", tmp_path / "p.csv") == 0
     assert capsys.readouterr().err.count(f"{len(bad)} crystals left out, listed in ") == 4
     for where in ("ds/skipped.csv", "run/skipped.csv", "moved/skipped.csv", "p.skipped.csv"):
         rows = {row["id"]: row for row in table(tmp_path / where)}
@@ -144,7 +144,7 @@ def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, c
 
 def test_nothing_but_bad_crystals(refused, tmp_path):
     folder = cgcnn_folder(tmp_path / "in", {"bad": ""}, good=0)
-    message = refused("prepare", folder, "--target", K, "--on-error", "skip", "--out", tmp_path / "out")
+    message = refused("prepare", folder, "--target", K, "--out", tmp_path / "out")
     assert "no crystal of 1 could be used" in message and "bad.cif" in message
 
 
@@ -185,7 +185,7 @@ def test_a_bad_row_is_named(refused, tmp_path, change, message):
     crystal = {"lattice": lattice, "species": ["Cs", "Cl"], "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]]}
     rows = change([{"code": name, K: float(i), **crystal} for i, name in enumerate("abc")])
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = ("prepare", tmp_path / "c.jsonl", "--id-column", "code", "--target", K)
+    arguments = ("prepare", tmp_path / "c.jsonl", "--id-column", "code", "--target", K, "--on-error", "raise")
     assert re.search(message, refused(*arguments, "--out", tmp_path / "out"))
 
 
@@ -207,7 +207,7 @@ def test_an_id_without_a_file(refused, tmp_path):
     folder = cgcnn_folder(tmp_path / "in", {})
     (folder / "good_3.cif").unlink()
     assert "id_prop.csv:4: id 'good_3' has no file good_3.cif" in refused(
-        "prepare", folder, "--target", K, "--out", tmp_path / "out"
+        "prepare", folder, "--target", K, "--on-error", "raise", "--out", tmp_path / "out"
     )
 
 

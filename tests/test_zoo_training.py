@@ -18,7 +18,7 @@ import pytest
 import toy
 
 from tlcgcnn_jax.bundle import flatten, load_bundle
-from tlcgcnn_jax.config import TrainConfig
+from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.elements import symbols
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
@@ -227,15 +227,15 @@ def test_a_source_is_trained_without_held_out_formulas_and_shipped(zoo, tmp_path
 def test_several_starts_make_an_ensemble(zoo, tmp_path, monkeypatch):
     """A network from each, in rounds that start where the one before ended, the head included."""
     monkeypatch.setattr(zoo.train, "split_by_formula", lambda formulas: toy.SPLIT)
-    for number, name in enumerate(("a", "b")):
-        replace(toy.source(number), formulas=(f"Known{name}",)).save(tmp_path / name)
+    for number, (name, target) in enumerate({"a": toy.ENERGY, "b": Target("other")}.items()):
+        replace(toy.source(number), formulas=(f"Known{name}",), targets=(target,)).save(tmp_path / name)
     source = zoo.sources.Source(
-        "x", (), (toy.ENERGY,), replace(toy.CONFIG, epochs=2), "", "", "", starts=("a", "b"), further=(1,)
-    )
+        "x", (), (toy.ENERGY,), toy.CONFIG, "", "", "", starts=("a", "b"), rounds=((2, 1), (2, 1))
+    )  # fmt: skip
     packed = zoo.sources.Packed(toy.dataset(), {"kept": toy.N, "read": toy.N, "held out": 0})
     result = zoo.train.train(source, packed, tmp_path / "x")
     lines = [[load_bundle(tmp_path / f"x-from-{name}-round-{number}") for number in range(2)] for name in "ab"]
-    assert [[one.notes["strategy"] for one in line] for line in lines] == [["full", "go_on"]] * 2
+    assert [[one.notes["strategy"] for one in line] for line in lines] == [["go_on"] * 2, ["full", "go_on"]]
     for network, line in zip(result.model.members, lines, strict=True):
         jax.tree.map(np.testing.assert_array_equal, network, line[-1].members[0])
     assert {"Knowna", "Knownb"} < set(result.model.formulas)
@@ -244,16 +244,40 @@ def test_several_starts_make_an_ensemble(zoo, tmp_path, monkeypatch):
     assert [(row["member"], row["epoch"]) for row in result.history] == [(m, e) for m in (0, 1) for e in (1, 2, 3)]
     assert [row["epoch"] > 2 for row in result.history if row["kept"]] == [True, True] and result.model.calibration
     # An epoch at rate zero: what a round starts from.
-    still = replace(source.training, epochs=1, learning_rate=1e-30, weight_decay=0.0)
-    zoo.train.train(replace(source, name="y", starts=("a",), training=still), packed, tmp_path / "y")
+    still = replace(source.training, learning_rate=1e-30, weight_decay=0.0)
+    zoo.train.train(replace(source, name="y", starts=("a",), rounds=((1, 1),), training=still), packed, tmp_path / "y")
     first, second = (load_bundle(tmp_path / f"y-from-a-round-{n}").members[0]["params"] for n in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     with pytest.raises(InputError, match="is not empty"):
         zoo.train.train(source, packed, tmp_path / "x")
     again = zoo.train.train(source, packed, tmp_path / "x", resume=True)
     np.testing.assert_array_equal(again.predictions.mean, result.predictions.mean)
-    with pytest.raises(InputError, match="that start from a source"):
+    with pytest.raises(InputError, match="rounds of 2 networks, with 0 starts"):
         replace(source, starts=())
+
+
+def test_validation_crystals_train_in_the_last_round(zoo, tmp_path, monkeypatch):
+    formulas = [f"{a}{b}" for a in symbols()[1:30] for b in symbols()[30:60]]
+    split = zoo.sources.split_by_formula(formulas)
+    last = zoo.sources.with_validation(split, formulas)
+    assert np.array_equal(last.test, split.test) and set(last.val) < set(split.val)
+    assert sorted([*last.train, *last.val]) == sorted([*split.train, *split.val])
+    assert 0.05 < len(last.val) / len(split.val) < 0.2
+
+    monkeypatch.setattr(zoo.train, "split_by_formula", lambda _: toy.SPLIT)
+    monkeypatch.setattr(zoo.train, "with_validation", lambda *_: moved)
+    moved = replace(toy.SPLIT, train=np.concatenate([toy.SPLIT.train, toy.SPLIT.val[1:]]), val=toy.SPLIT.val[:1])
+    toy.source().save(tmp_path / "a")
+    source = zoo.sources.Source(
+        "x", (), (toy.ENERGY,), toy.CONFIG, "", "", "", starts=("a",), rounds=((1, 2),), val_trains=True
+    )
+    packed = zoo.sources.Packed(toy.dataset(), {"kept": toy.N, "read": toy.N, "held out": 0})
+    result = zoo.train.train(source, packed, tmp_path / "x")
+    assert [row["epoch"] for row in result.history if row["kept"]] == [3] and result.split is moved
+    rounds = [json.loads((tmp_path / f"x-from-a-round-{n}" / "split.json").read_text()) for n in range(2)]
+    assert [len(one["train"]) for one in rounds] == [len(toy.SPLIT.train), len(moved.train)]
+    with pytest.raises(InputError, match="give rounds"):
+        replace(source, rounds=())
 
 
 def test_a_start_that_has_seen_test_formulas_is_refused(zoo, tmp_path):

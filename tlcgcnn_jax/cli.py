@@ -362,7 +362,8 @@ def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
             writer.writerow(["id", "where", "reason"])
             writer.writerows([s.id, s.where, s.reason] for s in skipped)
     listed = f", listed in {path}" if path is not None else ""
-    print(f"{len(skipped)} crystals left out{listed}; the first: {skipped[0].reason}", file=sys.stderr)
+    many = "s" if len(skipped) > 1 else ""
+    print(f"{len(skipped):,} crystal{many} left out{listed}; the first: {skipped[0].reason}", file=sys.stderr)
 
 
 def _tell_result(result: Any, skipped: Sequence[Skipped]) -> None:

@@ -108,8 +108,8 @@ class GatedConvolution(nn.Module):
         other = atoms @ sender_kernel
 
         def product(half: slice) -> Array:
-            # One axis for all edges: with two XLA on a CPU makes a transposed copy for the gradient of the kernel, which
-            # then takes twice the time.
+            # One axis for all edges: with two, XLA on a CPU transposes them for the gradient of the kernel, which then
+            # takes twice the time.
             by_edge = (edges @ edge_kernel[:, half]).reshape(*senders.shape, self.width)
             return by_edge + own[:, half][receivers][:, None, :] + other[:, half][senders]
 

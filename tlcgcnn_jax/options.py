@@ -41,8 +41,8 @@ def id_column_option(parser: argparse.ArgumentParser) -> None:
 def on_error_option(parser: argparse.ArgumentParser) -> None:
     """What to do with bad crystals."""
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise",
-        help="stop at a crystal that cannot be used, or leave it out and list it (default: %(default)s)",
+        "--on-error", choices=("raise", "skip"), default="skip",
+        help="leave a crystal that cannot be used out and list it, or stop at it (default: %(default)s)",
     )  # fmt: skip
 
 

@@ -46,7 +46,10 @@ class Source:
         attribution: Whom to cite for them.
         starts: Source models that all weights but the head start from, each a network of its own: of several an
             ensemble is shipped. () for one with fresh weights.
-        further: Epochs of further rounds, each from where the one before ended, with the rate's schedule anew.
+        rounds: Epochs of each round of each start; every round starts from where the one before ended, with the rate's
+            schedule anew. (): one round of `training.epochs`.
+        val_trains: In the last round nine tenths of the validation crystals train as well, and the last weights are
+            kept: what is left is too little to choose by.
         held_out: Which formulas no crystal may have, a key of `HELD_OUT`.
     """
 
@@ -58,14 +61,18 @@ class Source:
     licence: str
     attribution: str
     starts: tuple[str, ...] = ()
-    further: tuple[int, ...] = ()
+    rounds: tuple[tuple[int, ...], ...] = ()
+    val_trains: bool = False
     held_out: str = "all"
 
     def __post_init__(self) -> None:
         if self.held_out not in HELD_OUT:
             raise InputError(f"{self.name}: held_out is {self.held_out!r}: use one of {', '.join(HELD_OUT)}")
-        if self.further and not self.starts:
-            raise InputError(f"{self.name}: further rounds are for networks that start from a source: name starts")
+        needed = len(self.starts) if self.rounds or len(self.starts) > 1 else 0
+        if len(self.rounds) != needed or not all(self.rounds):
+            raise InputError(f"{self.name}: rounds of {len(self.rounds)} networks, with {len(self.starts)} starts")
+        if self.val_trains and not self.rounds:
+            raise InputError(f"{self.name}: val_trains is for the last of several rounds: give rounds")
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,12 @@ def split_by_formula(formulas: Sequence[str]) -> Split:
         return random_split(len(formulas), seed=0)
     tenths = np.array([tenth(name) for name in formulas])
     return Split(np.flatnonzero(tenths > 1), np.flatnonzero(tenths == 1), np.flatnonzero(tenths == 0))
+
+
+def with_validation(split: Split, formulas: Sequence[str]) -> Split:
+    """The same with most validation rows among those that train: what stays has the last two digits 11, and not 1."""
+    stays = np.array([tenth(formulas[row], 2) == 1 for row in split.val], bool)
+    return Split(np.sort(np.concatenate([split.train, split.val[~stays]])), split.val[stays], split.test)
 
 
 def in_sample(formulas: Sequence[str], share: float) -> np.ndarray:

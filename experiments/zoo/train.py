@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sources import HELD_OUT, Packed, Source, in_sample, pack, read_sources, split_by_formula, tenth
+from sources import HELD_OUT, Packed, Source, in_sample, pack, read_sources, split_by_formula, tenth, with_validation
 
 from tlcgcnn_jax.bundle import PLACE, Model
 from tlcgcnn_jax.committee import known_formulas
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     options = parser.parse_args(arguments)
     source = sources[options.name]
     if options.epochs:
-        further = len(source.further) * (options.epochs,)
-        source = replace(source, training=replace(source.training, epochs=options.epochs), further=further)
+        rounds = tuple(tuple(options.epochs for _ in epochs) for epochs in source.rounds)
+        source = replace(source, training=replace(source.training, epochs=options.epochs), rounds=rounds)
     packed = pack(source, options.data, options.out.parent / "packed")
     print(f"{source.name}: {', '.join(f'{n:,} {what}' for what, n in packed.counts.items())}")
     if options.pack_only:
@@ -78,35 +78,34 @@ def train(source: Source, packed: Packed, out: Path, resume: bool = False) -> Re
     """
     dataset = packed.dataset
     common: dict[str, Any] = {
-        "split": split_by_formula(dataset.formulas), "config": source.training, "out": out, "resume": resume,
-        "progress": True,
+        "split": split_by_formula(dataset.formulas), "out": out, "resume": resume, "progress": True,
     }  # fmt: skip
     if not source.starts:
-        return fit(dataset, source.targets, **common)
+        return fit(dataset, source.targets, **common, config=source.training)
     starts = {name: load_start(name, out.parent) for name in source.starts}
     from_start = {**common, "seeds": 1, "tell": print}
-    if len(starts) == 1 and not source.further:
-        return transfer(dataset, starts, "full", source.targets, **from_start)
-    lines = [
-        train_rounds(source, dataset, name, start, 100 * number, from_start)
-        for number, (name, start) in enumerate(starts.items())
-    ]
+    if not source.rounds:
+        return transfer(dataset, starts, "full", source.targets, **from_start, config=source.training)
+    lines = [train_rounds(source, dataset, line, start, from_start) for line, start in enumerate(starts.values())]
     return together(source, dataset, lines, common)
 
 
 def train_rounds(
-    source: Source, dataset: CrystalDataset, name: str, start: Model, seed: int, common: dict[str, Any]
+    source: Source, dataset: CrystalDataset, line: int, start: Model, common: dict[str, Any]
 ) -> list[Result]:
     """The rounds of the network that starts from one source, each in a folder beside the run."""
-    rounds: list[Result] = []
-    for number, epochs in enumerate((source.training.epochs, *source.further)):
-        again = {
-            **common, "out": common["out"].with_name(f"{source.name}-from-{name}-round-{number}"),
-            "config": replace(source.training, epochs=epochs, seed=source.training.seed + seed + number),
-        }  # fmt: skip
-        given, strategy = ({source.name: rounds[-1].model}, GO_ON) if rounds else ({name: start}, "full")
-        rounds.append(transfer(dataset, given, strategy, source.targets, **again))
+    rounds, name, model, epochs = [], source.starts[line], start, source.rounds[line]
+    for number, count in enumerate(epochs):
+        config = replace(source.training, epochs=count, seed=source.training.seed + 100 * line + number)
+        again = {**common, "out": common["out"].with_name(f"{source.name}-from-{name}-round-{number}")}
+        if source.val_trains and number == len(epochs) - 1:
+            config = replace(config, keep="last")
+            again["split"] = with_validation(common["split"], dataset.formulas)
+        # What has learnt the same before keeps its head.
+        strategy = GO_ON if model.targets == source.targets else "full"
+        rounds.append(transfer(dataset, {name: model}, strategy, source.targets, **again, config=config))
         print(f"from {name}, round {number}: {test_metrics(rounds[-1].metrics, source.targets[0].name)}", flush=True)
+        name, model = source.name, rounds[-1].model
     return rounds
 
 
@@ -117,11 +116,15 @@ def together(
     networks = [network for rounds in lines for network in rounds[-1].model.members]
     last = [rounds[-1].model for rounds in lines]
     ensemble = replace(last[0], members=tuple(networks), formulas=known_formulas(last))
-    result = transfer(dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, seeds=len(networks))
-    before = np.cumsum([0, source.training.epochs, *source.further])
+    common = {**common, "split": lines[0][-1].split}
+    result = transfer(
+        dataset, {source.name: ensemble}, AS_THEY_ARE, source.targets, **common, config=source.training,
+        seeds=len(networks),
+    )  # fmt: skip
     history = [
-        {**row, "member": member, "epoch": row["epoch"] + int(ended), "kept": row["kept"] and one is rounds[-1]}
-        for member, rounds in enumerate(lines) for ended, one in zip(before, rounds, strict=False)
+        {**row, "member": member, "epoch": row["epoch"] + ended, "kept": row["kept"] and one is rounds[-1]}
+        for member, rounds in enumerate(lines)
+        for ended, one in zip(np.cumsum([0, *source.rounds[member]]).tolist(), rounds, strict=False)
         for row in one.history
     ]  # fmt: skip
     learning_curve(history, common["out"] / "learning_curve.png")
@@ -147,7 +150,8 @@ def load_start(name: str, folder: Path) -> Model:
 def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]:
     """What the card tells beside the metrics: data, licence, what was left out, settings, errors in words."""
     counts, formulas = packed.counts, packed.dataset.formulas
-    further = " and ".join(map(str, source.further))
+    each = "; ".join(" and ".join(map(str, epochs)) for epochs in source.rounds)
+    last = ", the last one on nine tenths of the validation crystals as well" if source.val_trains else ""
     by = "by formula: the tenths 0 and 1 of its hash test and validate, in all shipped sources alike"
     return {
         "name": source.name,
@@ -159,7 +163,7 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
         "split": "rows at random, 80/10/10, seed 0" if len(set(formulas)) == 1 else by,
         "crystals trained on": len(result.split.train),
         "start": f"{' and '.join(source.starts)}, all of it trained further" if source.starts else "fresh weights",
-        **({"further rounds": f"{further} epochs, each from where the one before ended"} if further else {}),
+        **({"rounds": f"{each} epochs, each round from where the one before ended{last}"} if each else {}),
         "settings": ", ".join(f"{name} {value}" for name, value in to_dict(source.training).items()),
         **{f"test of {t.name}": in_words(test_metrics(result.metrics, t.name), t) for t in source.targets},
         "made by": f"experiments/zoo/train.py {source.name}",
