@@ -732,6 +732,22 @@ def test_bad_labels_in_memory_are_named(tmp_path, labels, targets, message):
         read_structures(path, targets=targets, labels=labels)
 
 
+@pytest.mark.parametrize("labels", [[1.5, 2], (1.5, 2), np.array([1.5, 2])], ids=lambda labels: type(labels).__name__)
+def test_labels_in_a_list_stand_beside_crystals_in_memory(labels):
+    found = read_structures([record("b"), record("a")], targets=("k",), labels=labels)
+    assert {one.id: one.targets["k"] for one in found} == {"b": 1.5, "a": 2}
+    again = read_structures([record("a"), record("a")], targets=("k",), labels=labels, on_error="skip")
+    assert [one.targets["k"] for one in again] == [1.5] and len(again.skipped) == 1
+
+
+@pytest.mark.parametrize(
+    "labels, told", [([1.5], "1 for 2 crystals"), (np.ones((2, 2)), "one number a crystal"), ([{}, {}], "one number a")]
+)
+def test_lists_of_labels_that_do_not_fit_are_refused(labels, told):
+    with pytest.raises(InputError, match=told):
+        read_structures([record("a"), record("b")], targets=("k",), labels=labels)
+
+
 def test_a_frame_is_read_by_what_its_cells_hold():
     import pandas as pd
 

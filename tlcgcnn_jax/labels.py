@@ -72,7 +72,7 @@ def read_sheet(
     else:
         raise InputError(
             f"labels: found {type(labels).__name__}; expected the path of a CSV table, a DataFrame, a Series, or a "
-            "dictionary from ids to labels, such as dict(zip(ids, values))"
+            "dictionary from ids to labels, such as dict(zip(ids, values)); for crystals in memory also a list"
         )
     bare = any(not isinstance(cells, Mapping) for _, cells in rows)
     if bare and not targets:
@@ -81,6 +81,23 @@ def read_sheet(
         raise InputError(f"labels: one value a crystal for {len(targets)} targets: give {{id: {{column: value}}}}")
     named = [(id_, dict(cells) if isinstance(cells, Mapping) else {targets[0]: cells}) for id_, cells in rows]
     return _in_memory(named, targets, column)
+
+
+def in_their_order(labels: Sequence[Any] | np.ndarray, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Labels by id, where they were given as one for each crystal.
+
+    Raises:
+        InputError: More or fewer than there are crystals, or anything but one number for each.
+    """
+    values = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    if len(values) != len(entries):
+        raise InputError(f"labels: {len(values)} for {len(entries)} crystals; in a list there must be one for each")
+    if any(isinstance(value, Mapping | list | tuple) for value in values):
+        raise InputError("labels: a list must hold one number a crystal; for several targets give a DataFrame with ids")
+    found: dict[str, Any] = {}
+    for entry, value in zip(entries, values, strict=True):
+        found.setdefault(entry.id, value)  # of crystals of one id the first is used
+    return found
 
 
 def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:

@@ -18,7 +18,7 @@ from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
 from tlcgcnn_jax.entries import ID_COLUMNS, Entry
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import cannot_read, user_path
-from tlcgcnn_jax.labels import as_float, joined, numbers, read_sheet
+from tlcgcnn_jax.labels import as_float, in_their_order, joined, numbers, read_sheet
 from tlcgcnn_jax.objects import object_entries
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structure_json import crystal_from_json
@@ -90,7 +90,7 @@ def read_structures(
             `Crystal`, a dictionary as JSON has it, or the path of its file.
         targets: Columns to read as labels; none are needed to predict.
         labels: Joined to the crystals by id: the path of a CSV with a header, a DataFrame, or a Series or dictionary
-            from ids to labels.
+            from ids to labels. Beside crystals in memory also a list or an array, in their order.
         id_column: Column that holds the ids; by default the first of id, material_id, name, file, jid.
         on_error: "raise" stops at crystals that cannot be used; "skip" leaves them out and lists them
             in `.skipped`.
@@ -188,6 +188,8 @@ def scan(
     if labels is not None:
         # Files have no columns, so there the column of ids can only be one of the table.
         usual = () if id_column and reader in ("files", "cgcnn") else ID_COLUMNS
+        if reader == "objects" and isinstance(labels, list | tuple | np.ndarray):
+            labels = in_their_order(labels, entries)
         sheet = read_sheet(labels, wanted, id_column, usual, entries)
         digest.update(b"labels\0" + sheet.data)
         entries, name = list(joined(entries, sheet)), sheet.name
