@@ -532,6 +532,15 @@ def test_crystals_that_cannot_be_read_are_in_the_result(caplog):
     assert len(result.predictions.ids) == 12
 
 
+def test_classes_that_no_crystal_is_of_are_told(monkeypatch, caplog):
+    """Who counts from 1 gets an output that nothing can be learnt of."""
+    monkeypatch.setattr(run_file, "plan_scratch", lambda *_: (_ for _ in ()).throw(InputError("far enough")))
+    crystals = [replace(one, targets={"kind": 1.0 + row % 2}) for row, one in enumerate(records(6))]
+    with pytest.raises(InputError, match="far enough"):
+        fit(crystals, Target("kind", kind=CLASSES, classes=3))
+    assert "target kind: no crystal is of class 0; classes are counted from 0" in caplog.text
+
+
 def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").touch()
     monkeypatch.setattr(run_file, "pack_graphs", lambda *_, **__: pytest.fail("packed"))
