@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.files import only_one
 from tlcgcnn_jax.results import (
     Crystals,
     Row,
@@ -14,7 +15,6 @@ from tlcgcnn_jax.results import (
     StudyResults,
     check_study,
     file_name,
-    only_study,
     start_study,
 )
 
@@ -128,14 +128,15 @@ def test_refuses_another_study(folder, tmp_path):
 
 
 def test_one_study_at_a_time(tmp_path):
-    with only_study(tmp_path / "study"):
-        with pytest.raises(InputError, match="a study is at work here; wait until"), only_study(tmp_path / "study"):
+    study = tmp_path / "study"
+    with only_one(study, "study"):
+        with pytest.raises(InputError, match="a study is at work here; wait until"), only_one(study, "study"):
             pass
-        assert not check_study(tmp_path / "study", {})  # which takes it for a folder of its own
-    with only_study(tmp_path / "study"):
+        assert not check_study(study, {})  # which takes it for a folder of its own
+    with only_one(study, "study"):
         pass
-    assert not list((tmp_path / "study").iterdir())  # a training may begin there
-    with only_study(tmp_path / "other"), only_study(tmp_path / "third"):
+    assert not list(study.iterdir())  # a training may begin there
+    with only_one(tmp_path / "other", "study"), only_one(tmp_path / "third", "study"):
         pass
 
 

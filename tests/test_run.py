@@ -21,6 +21,7 @@ from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.feature_model import FeatureModel
+from tlcgcnn_jax.files import only_one
 from tlcgcnn_jax.graph_sets import pack_graphs
 from tlcgcnn_jax.report import run_report
 from tlcgcnn_jax.splits import Split, random_split
@@ -67,6 +68,12 @@ def test_a_model_may_be_named_by_its_folder(run):
 
 def test_it_is_shown_in_a_few_lines(run):
     assert len(repr(run)) < 8000 and len(repr(load_model("mp-elastic"))) < 8000
+
+
+def test_a_run_does_not_go_on_beside_itself(run):
+    with only_one(run.folder, "run"), pytest.raises(InputError, match="a run is at work here; wait until it has ended"):
+        fit(records(), Target(K, "GPa"), out=run.folder, resume=True, **SMALL)
+    assert not (run.folder / ".lock").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run):
@@ -543,10 +550,11 @@ def test_classes_that_no_crystal_is_of_are_told(monkeypatch, caplog):
 
 def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").touch()
+    pretrained = source()
     monkeypatch.setattr(run_file, "pack_graphs", lambda *_, **__: pytest.fail("packed"))
     for train in (
         lambda: fit(records(), K, out=tmp_path),
-        lambda: transfer(records(), source(), "full", K, out=tmp_path),
+        lambda: transfer(records(), pretrained, "full", K, out=tmp_path),
     ):
         with pytest.raises(InputError, match="exists and is not empty"):
             train()

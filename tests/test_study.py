@@ -27,7 +27,8 @@ from tlcgcnn_jax.bundle import load_bundle
 from tlcgcnn_jax.config import to_dict
 from tlcgcnn_jax.crystal import formula
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.results import StudyResults, check_study, only_study
+from tlcgcnn_jax.files import only_one
+from tlcgcnn_jax.results import StudyResults, check_study
 from tlcgcnn_jax.run import transfer
 from tlcgcnn_jax.strategies import find_strategy
 from tlcgcnn_jax.study import run_study
@@ -420,7 +421,7 @@ def test_an_unknown_engine_is_told_before_anything_is_packed(data, tmp_path):
 
 
 def test_a_folder_in_which_a_study_is_at_work_is_left_alone(finished, data):
-    with only_study(finished.folder), pytest.raises(InputError, match="a study is at work here"):
+    with only_one(finished.folder, "study"), pytest.raises(InputError, match="a study is at work here"):
         run_study(STUDY, finished.folder, data=data, workers=1)
 
 

@@ -1,16 +1,19 @@
 """Paths as users give them, and files that are written whole or not at all."""
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tlcgcnn_jax.errors import InputError
+
+LOCK = ".lock"  # in a folder where work goes on
 
 
 def user_path(given: str | Path) -> Path:
@@ -32,6 +35,43 @@ def cannot_read(path: str | Path, error: OSError) -> InputError:
     """Why a file cannot be read; of a symbolic link, where it leads."""
     link = f"; it is a symbolic link to {os.readlink(path)}: mend or remove it" if os.path.islink(path) else ""
     return InputError(f"{path}: cannot be read ({error.strerror or error}){link}")
+
+
+@contextlib.contextmanager
+def only_one(folder: str | Path, what: str) -> Iterator[None]:
+    """Make a folder, and keep anybody else's work out of it for as long as this goes on.
+
+    The lock is the operating system's, on a file that goes in the end, and it ends with the process whatever ends that.
+    Windows and some file systems of clusters have none.
+
+    Args:
+        folder: Of the work.
+        what: "study" or "run", for the message.
+
+    Raises:
+        InputError: Another one is at work there, or the folder cannot be written.
+    """
+    path = Path(folder) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
+    with open(path, "a") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: a {what} is at work here; wait until it has ended, or give another folder (--out)"
+            ) from error
+        except (ImportError, OSError):
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:

@@ -1,12 +1,11 @@
 """What a study leaves on disk: one row a run, the predictions behind it, and the crystals they are of."""
 
-import contextlib
 import csv
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -245,39 +244,6 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
             f"Only {', '.join(sorted(EXTENDED))} may change"
         )
     return True
-
-
-@contextlib.contextmanager
-def only_study(folder: str | Path) -> Iterator[None]:
-    """Make a study's folder, and keep any other study out of it for as long as this one is at work.
-
-    The lock is the operating system's, on a file that goes when the study ends, and it ends with the process whatever
-    ends that. Windows and some file systems of clusters have none.
-
-    Raises:
-        InputError: Another study is at work there, or the folder cannot be written.
-    """
-    path = Path(folder) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    with open(path, "a") as handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder}: a study is at work here; wait until it has ended, or give another folder (--out)"
-            ) from error
-        except (ImportError, OSError):
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[str, Crystals]) -> StudyResults:

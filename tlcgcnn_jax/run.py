@@ -1,5 +1,6 @@
 """A run: data in, trained model, errors and pictures out, in Python (`fit`, `transfer`) and as a folder."""
 
+import contextlib
 import logging
 import platform
 import reprlib
@@ -18,7 +19,7 @@ from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, find_dataset
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import user_path
+from tlcgcnn_jax.files import only_one, user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.losses import check_varied, transform_labels
 from tlcgcnn_jax.machine import in_float32, versions
@@ -256,13 +257,14 @@ def _carry_out(
     # By its weights: a folder may hold another model under the same name by the time that the run goes on.
     weights = {name: digest(model.members)[:16] for name, model in plan.sources.items()}
     settings = {**_settings(lesson, about), **({"source_sha256": weights} if weights else {})}
-    folder = start_run(out, settings, lesson.crystals.datasets[0].ids, lesson.split, resume)
-    if folder and started:
-        started(folder)
-    # What is trained is written, too, before an interrupt ends the run.
-    with Interrupts(wait=folder is not None) as interrupts:
-        made = plan.make(Workplace(folder, progress, interrupts))
-        return _finished(lesson, plan, made, about, known or {}, settings, folder)
+    with only_one(user_path(out), "run") if out is not None else contextlib.nullcontext():
+        folder = start_run(out, settings, lesson.crystals.datasets[0].ids, lesson.split, resume)
+        if folder and started:
+            started(folder)
+        # What is trained is written, too, before an interrupt ends the run.
+        with Interrupts(wait=folder is not None) as interrupts:
+            made = plan.make(Workplace(folder, progress, interrupts))
+            return _finished(lesson, plan, made, about, known or {}, settings, folder)
 
 
 def _finished(

@@ -10,7 +10,7 @@ import numpy as np
 from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import to_json, user_path, write_whole
+from tlcgcnn_jax.files import LOCK, to_json, user_path, write_whole
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.run_pictures import draw_choice, run_pictures
 from tlcgcnn_jax.splits import Split, read_split, write_split
@@ -21,29 +21,23 @@ SETTINGS, SPLIT, HISTORY, METRICS = "settings.json", "split.json", "metrics.json
 def start_run(
     out: str | Path | None, settings: dict[str, Any], ids: Sequence[str], split: Split, resume: bool
 ) -> Path | None:
-    """The run's folder, made, with its settings and split in it.
+    """The run's folder, with its settings and split in it.
 
     Args:
-        out: The folder; None for a run that leaves nothing behind.
+        out: The folder, made by `only_one`; None for a run that leaves nothing behind.
         settings: Of the run; those of a run that is resumed must be the same.
         ids: Of the dataset's crystals.
         split: Rows of these.
         resume: Go on where there is a run already.
 
     Raises:
-        InputError: A folder with something in it that is not to be resumed, or that cannot be written; or a run that
-            was started with other settings or another split.
+        InputError: A folder with something in it that is not to be resumed, or a run that was started with other
+            settings or another split.
     """
     if out is None:
         return None
     folder = user_path(out)
     check_run_folder(folder, resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
     _check_resumed(folder, settings, ids, split, resume)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
     write_split(folder / SPLIT, ids, split)
@@ -81,7 +75,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the run")
     started = (folder / SETTINGS).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not (resume and started):
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not (resume and started):
         unfinished = started and not (folder / METRICS).is_file()
         hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if unfinished else "give"
         nothing = " and holds no run to resume" if resume else ""

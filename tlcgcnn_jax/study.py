@@ -17,7 +17,7 @@ from tlcgcnn_jax.dataset import build_dataset
 from tlcgcnn_jax.engines import check_engine, run_tasks
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import check_pairs
-from tlcgcnn_jax.files import file_name, read_json, to_json, user_path, write_whole
+from tlcgcnn_jax.files import file_name, only_one, read_json, to_json, user_path, write_whole
 from tlcgcnn_jax.fine_tuning import network_of
 from tlcgcnn_jax.machine import in_float32, processor, versions
 from tlcgcnn_jax.optim import rate_tree
@@ -30,7 +30,6 @@ from tlcgcnn_jax.results import (
     Row,
     StudyResults,
     check_study,
-    only_study,
     start_study,
 )
 from tlcgcnn_jax.run import fit
@@ -113,7 +112,7 @@ def run_study(
     folder = user_path(out)
     begun = check_study(folder, to_dict(plan))
     check_engine(engine)
-    with only_study(folder):
+    with only_one(folder, "study"):
         results, alone = _prepared(plan, user_path(data), folder, begun, progress)
         desk = Desk(folder)
         plan = desk.study  # which knows the sizes of given splits
