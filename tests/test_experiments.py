@@ -144,6 +144,6 @@ def test_the_readme_tells_what_the_demonstration_gave():
         cells = [f"{mean:g} ± {spread}" for mean, spread in zip(means, spreads, strict=True)]
         (line,) = [one for one in told.splitlines() if one.startswith(f"| {full['target'].lower()} ({full['unit']})")]
         found = [cell.strip(" *") for cell in line.split("|")[2:7]]
-        low, high = (f"{full[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain_high"))
+        low, high = (f"{round(full[name])}".replace("-", "−") for name in ("gain_low", "gain_high"))
         gain = f"{full['gain_percent']:.0f} % ({low} to {high})".replace("-", "−")
         assert found == [*cells, gain, f"{full['p_value']:.2g}", full["verdict"]]
