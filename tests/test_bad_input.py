@@ -119,7 +119,7 @@ def test_a_bad_crystal_is_named(refused, tmp_path, model, verb, text, reason):
 def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, capsys):
     """In every verb that reads crystals, unless asked otherwise."""
     bad = {f"bad_{i}": text for i, (text, _) in enumerate(CRYSTALS.values())}
-    folder = cgcnn_folder(tmp_path / "in", bad)
+    folder = cgcnn_folder(tmp_path / "in", bad, good=16)
     train = ("--target", K, "--epochs", 1, *BATCH)
     assert command("prepare", folder, "--target", K, "--out", tmp_path / "ds") == 0
     assert command("train", folder, *train, *NETWORK, "--out", tmp_path / "run") == 0
@@ -133,13 +133,31 @@ def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, c
             assert re.search(reason, rows[name]["reason"]), (where, name)
             assert "--on-error" not in rows[name]["reason"]  # which is in force
             assert rows[name]["where"].endswith(f"{name}.cif")
-    good = [f"good_{i}" for i in range(8)]
+    good = sorted(f"good_{i}" for i in range(16))
     assert [row["id"] for row in table(tmp_path / "p.csv")] == good
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert sorted(sum(split.values(), [])) == good
     again = ("train", tmp_path / "ds", "--epochs", 1, *NETWORK, *BATCH)
     assert command(*again, "--out", tmp_path / "again") == 0  # the packed dataset still knows them
     assert len(table(tmp_path / "again" / "skipped.csv")) == len(bad)
+
+
+def test_most_crystals_are_left_out_only_when_that_is_asked_for(refused, tmp_path, model, capsys):
+    """A wrong column of ids or the wrong folder looks like many bad crystals."""
+    folder = cgcnn_folder(tmp_path / "in", {"bad_1": "", "bad_2": "", "bad_3": ""}, good=2)
+    out = ("--out", tmp_path / "p.csv")
+    message = refused("predict", model, folder, *out)
+    assert "3 of 5 crystals or rows cannot be used; the first: " in message
+    assert "--on-error skip goes on with the other 2" in message and not (tmp_path / "p.csv").exists()
+    assert command("predict", model, folder, "--on-error", "skip", *out) == 0
+    assert "3 crystals left out, listed in" in capsys.readouterr().err
+
+
+def test_a_packed_dataset_without_its_bad_crystals_is_not_one_without_bad_crystals(refused, tmp_path):
+    folder = cgcnn_folder(tmp_path / "in", {"bad": ""})
+    assert command("prepare", folder, "--target", K, "--out", tmp_path / "ds") == 0
+    message = refused("train", tmp_path / "ds", "--on-error", "raise", "--out", tmp_path / "run")
+    assert "was packed without 1 crystals: prepare it again" in message
 
 
 def test_nothing_but_bad_crystals(refused, tmp_path):

@@ -732,16 +732,24 @@ def test_bad_labels_in_memory_are_named(tmp_path, labels, targets, message):
         read_structures(path, targets=targets, labels=labels)
 
 
-@pytest.mark.parametrize("labels", [[1.5, 2], (1.5, 2), np.array([1.5, 2])], ids=lambda labels: type(labels).__name__)
+@pytest.mark.parametrize("labels", [[1.5, 2], (1.5, 2), np.array([[1.5], [2]])], ids=["list", "tuple", "array"])
 def test_labels_in_a_list_stand_beside_crystals_in_memory(labels):
     found = read_structures([record("b"), record("a")], targets=("k",), labels=labels)
     assert {one.id: one.targets["k"] for one in found} == {"b": 1.5, "a": 2}
     again = read_structures([record("a"), record("a")], targets=("k",), labels=labels, on_error="skip")
     assert [one.targets["k"] for one in again] == [1.5] and len(again.skipped) == 1
+    behind = read_structures([record("a"), record("a")], targets=("k",), labels=[None, 2], on_error="skip")
+    assert [one.targets["k"] for one in behind] == [2] and "labels:0" in behind.skipped[0].reason
 
 
 @pytest.mark.parametrize(
-    "labels, told", [([1.5], "1 for 2 crystals"), (np.ones((2, 2)), "one number a crystal"), ([{}, {}], "one number a")]
+    "labels, told",
+    [
+        ([1.5], "1 for 2 crystals"),
+        (np.array(1.5), "one number for 2 crystals"),
+        (np.ones((2, 2)), "one number a crystal"),
+        ([{}, {}], "one number a crystal"),
+    ],
 )
 def test_lists_of_labels_that_do_not_fit_are_refused(labels, told):
     with pytest.raises(InputError, match=told):

@@ -283,7 +283,7 @@ def test_validation_crystals_train_in_the_last_round(zoo, tmp_path, monkeypatch)
 def test_a_start_that_has_seen_test_formulas_is_refused(zoo, tmp_path):
     seen = next(name for name in ("NaCl", "Si", "GaAs", "ZnS", "CdTe", "LiF", "MgO", "KBr") if last_digit(name) == "0")
     replace(toy.source(), formulas=(seen,)).save(tmp_path / "old")
-    with pytest.raises(InputError, match=f"1 formulas that test here, such as {seen}"):
+    with pytest.raises(InputError, match=f"1 formulas that test or validate here, such as {seen}"):
         zoo.train.load_start("old", tmp_path)
 
 

@@ -25,6 +25,7 @@ from tlcgcnn_jax.options import (
     count,
     crystals,
     data_argument,
+    few_left_out,
     graph_options,
     id_column_option,
     is_watched,
@@ -190,7 +191,7 @@ def run_prepare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         parser.error("--labels is given, but no --target COLUMN that says which of its columns to keep")
     dataset = build_dataset(
         named_input(options.input, options.target), targets=tuple(options.target), graph=graph, labels=options.labels,
-        id_column=options.id_column, out=options.out, on_error=options.on_error, progress=is_watched(),
+        id_column=options.id_column, out=options.out, on_error=options.on_error or "skip", progress=is_watched(),
     )  # fmt: skip
     _tell_skipped(dataset.skipped, options.out / SKIPPED)
     size = f"{len(dataset):,} crystals, {int(dataset.n_atom.sum()):,} atoms"
@@ -262,6 +263,7 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
     if len(targets) != 1 or targets[0].outputs > 2:
         parser.error("sources are ranked for one property or two classes: give one --target, and no more classes")
     packed = GraphSets(tuple(one.with_targets(dataset.target_names) for one in packed.datasets), packed.skipped)
+    _tell_skipped(packed.skipped, options.out and options.out.with_suffix(".skipped.csv"))
     choice = SourceChoice(pool, packed, tuple(targets), split.train, options.seed, progress=is_watched())
     scores = choice.ranking
     learnt = targets[0].name if options.transform == "identity" else f"{options.transform} {targets[0].name}"
@@ -270,7 +272,6 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
     print(score_table(scores))
     if options.out is not None:
         write_scores(scores, options.out)
-    _tell_skipped(packed.skipped, options.out and options.out.with_suffix(".skipped.csv"))
 
 
 def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -287,9 +288,9 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     if dataset is not None and options.id_column:
         parser.error(f"{options.input} is packed with its ids: --id-column goes with prepare")
     inputs = dataset or named_input(options.input, ())
-    packed = pack_graphs(
-        inputs, model.graphs, id_column=options.id_column, on_error=options.on_error, progress=is_watched()
-    )
+    packed = few_left_out(options, pack_graphs(
+        inputs, model.graphs, id_column=options.id_column, on_error=options.on_error or "skip", progress=is_watched()
+    ))  # fmt: skip
     predictions = predict(model, packed)
     predictions.write(options.out)
     _tell_skipped(predictions.skipped, options.out.with_suffix(".skipped.csv"))

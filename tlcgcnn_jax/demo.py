@@ -72,12 +72,16 @@ def demo(out: str | Path, repeats: int = 3, folds: int = FOLDS, config: TrainCon
 
     errors = {}
     with tqdm(total=count * config.epochs, unit="epoch", file=sys.stderr) as bar:
+
+        def advance(*_: Any) -> None:
+            bar.update()
+
         for title, target in TASKS:
             drawn = [k_fold(len(data[title]), folds, 0, repeat) for repeat in range(repeats)]
             for strategy, rate in LEARNING_RATES.items():
                 errors[title, strategy] = crystal_errors(
                     data[title], target, source, strategy, replace(config, learning_rate=rate), drawn,
-                    on_epoch=lambda *_: bar.update(),
+                    on_epoch=advance,
                 )  # fmt: skip
     rows = [row for title, target in TASKS for row in _rows(title, target, errors)]
     models = {

@@ -54,24 +54,54 @@ def only_one(folder: str | Path, what: str) -> Iterator[None]:
     path = Path(folder) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        while (lock := _lock(path, os.O_CREAT)) is not None and not _is(lock, path):
+            os.close(lock)  # of a file that whoever had it has removed in between
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
-    with open(path, "a") as handle:
-        try:
-            import fcntl
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; choose another folder") from error
+    if lock is None:
+        raise at_work(folder, what)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove what is open
+            path.unlink()
+        os.close(lock)
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder}: a {what} is at work here; wait until it has ended, or give another folder (--out)"
-            ) from error
-        except (ImportError, OSError):
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+
+def is_at_work(folder: str | Path) -> bool:
+    """Whether `only_one` keeps a folder at the moment."""
+    try:
+        lock = _lock(Path(folder) / LOCK)
+    except OSError:  # there is no such file
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def at_work(folder: str | Path, what: str) -> InputError:
+    """Why nothing can begin in a folder that `only_one` keeps."""
+    return InputError(f"{folder}: a {what} is at work here; wait until it has ended, or give another folder (--out)")
+
+
+def _lock(path: Path, flags: int = 0) -> int | None:
+    """The file opened and locked, where there are locks; None where somebody else has it."""
+    handle = os.open(path, os.O_RDWR | flags)
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except (ImportError, OSError):
+        pass
+    return handle
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether an open file is still that of a path; on Windows, where it cannot be removed, it is."""
+    return os.name == "nt" or (path.exists() and os.path.samestat(os.fstat(handle), path.stat()))
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:

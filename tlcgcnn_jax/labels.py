@@ -83,21 +83,31 @@ def read_sheet(
     return _in_memory(named, targets, column)
 
 
-def in_their_order(labels: Sequence[Any] | np.ndarray, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Labels by id, where they were given as one for each crystal.
+def is_in_order(labels: Any) -> bool:
+    """Whether these are labels without ids, to be put beside crystals in memory in their order."""
+    return isinstance(labels, list | tuple) or (hasattr(labels, "__array__") and not hasattr(labels, "index"))
+
+
+def in_their_order(labels: Any, entries: Sequence[Entry], targets: Sequence[str]) -> list[Entry]:
+    """The crystals with labels that were given as one for each.
 
     Raises:
-        InputError: More or fewer than there are crystals, or anything but one number for each.
+        InputError: More or fewer than there are crystals, anything but one number for each, or not one target.
     """
-    values = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    if len(values) != len(entries):
-        raise InputError(f"labels: {len(values)} for {len(entries)} crystals; in a list there must be one for each")
-    if any(isinstance(value, Mapping | list | tuple) for value in values):
-        raise InputError("labels: a list must hold one number a crystal; for several targets give a DataFrame with ids")
-    found: dict[str, Any] = {}
-    for entry, value in zip(entries, values, strict=True):
-        found.setdefault(entry.id, value)  # of crystals of one id the first is used
-    return found
+    values = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)
+    if not isinstance(values, list) or len(values) != len(entries):
+        found = len(values) if isinstance(values, list) else "one number"
+        raise InputError(f"labels: {found} for {len(entries)} crystals; in a list there must be one for each")
+    values = [one[0] if isinstance(one, list | tuple) and len(one) == 1 else one for one in values]
+    if len(targets) != 1 or any(isinstance(one, Mapping | list | tuple) for one in values):
+        raise InputError(
+            f"labels: a list holds one number a crystal, of one target, and {len(targets)} are asked for: name one, or "
+            "give a DataFrame with ids"
+        )
+    return [
+        replace(entry, row={**entry.row, targets[0]: value}, labelled=f"labels:{number}")
+        for number, (entry, value) in enumerate(zip(entries, values, strict=True))
+    ]
 
 
 def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
@@ -198,6 +208,8 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
         advice = "ids must be the same, or name another column with id_column (--id-column)"
         if any(entry.id.lstrip("0") in by_id for entry in whole):
             advice = "spreadsheets and pandas drop leading zeros: write them again and format the column as text (str)"
+        elif sheet.column == "its index" and len(by_id) == len(entries):
+            advice += "; where they are in the order of the crystals, give labels.tolist()"
         raise InputError(
             f"{sheet.name}: {sheet.column} names none of the crystals: there it is {theirs} …, here {ours} …; {advice}"
         )

@@ -41,8 +41,9 @@ def id_column_option(parser: argparse.ArgumentParser) -> None:
 def on_error_option(parser: argparse.ArgumentParser) -> None:
     """What to do with bad crystals."""
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="skip",
-        help="leave a crystal that cannot be used out and list it, or stop at it (default: %(default)s)",
+        "--on-error", choices=("skip", "raise"),
+        help="leave crystals that cannot be used out and list them, or stop at the first (default: skip, unless these "
+        "are most)",
     )  # fmt: skip
 
 
@@ -140,13 +141,27 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
             raise InputError(f"{options.data}: was packed without labels: prepare it again, with --target COLUMN")
         if options.labels or options.id_column:
             parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
-        return GraphSets((dataset,), tuple(dataset.skipped))
+        if dataset.skipped and options.on_error == "raise":
+            raise InputError(f"{options.data}: was packed without {len(dataset.skipped)} crystals: prepare it again")
+        return few_left_out(options, GraphSets((dataset,), tuple(dataset.skipped)))
     if not options.target:
         parser.error(f"{options.data} is not a packed dataset: name at least one --target COLUMN")
-    return pack_graphs(
+    packed = pack_graphs(
         named_input(options.data, options.target), graphs, targets=tuple(options.target), labels=options.labels,
-        id_column=options.id_column, on_error=options.on_error, progress=is_watched(),
+        id_column=options.id_column, on_error=options.on_error or "skip", progress=is_watched(),
     )  # fmt: skip
+    return few_left_out(options, packed)
+
+
+def few_left_out(options: argparse.Namespace, packed: Any) -> Any:
+    """The same crystals; `InputError` where most are left out, which nobody has asked for: that is a wrong column."""
+    left_out, used = len(packed.skipped), len(packed)
+    if options.on_error is None and left_out > used:
+        raise InputError(
+            f"{left_out:,} of {left_out + used:,} crystals or rows cannot be used; the first: "
+            f"{packed.skipped[0].reason}; --on-error skip goes on with the other {used:,}"
+        )
+    return packed
 
 
 def run_data(
@@ -156,7 +171,8 @@ def run_data(
     packed = crystals(options, parser, graphs)
     if packed.skipped:  # before hours of training
         left_out, first = len(packed.skipped), packed.skipped[0].reason
-        print(f"{len(packed):,} crystals are used, {left_out:,} left out; the first: {first}", file=sys.stderr)
+        rows = " crystals or rows" if options.labels else ""
+        print(f"{len(packed):,} crystals are used, {left_out:,}{rows} left out; the first: {first}", file=sys.stderr)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
     return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
 
@@ -190,7 +206,7 @@ def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, d
         raise InputError(f"not one of {len(dataset)} crystals has a label of {' or '.join(dataset.target_names)}")
     sizes = part_sizes(options, parser, len(labelled))
     if options.split is not None:
-        return read_split(options.split, dataset.ids)
+        return read_split(options.split, dataset.ids, [one.id for one in dataset.skipped])
     return random_split(len(labelled), options.seed, sizes["train"], sizes["val"], sizes["test"]).of(labelled)
 
 

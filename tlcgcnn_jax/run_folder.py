@@ -10,7 +10,7 @@ import numpy as np
 from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.files import LOCK, to_json, user_path, write_whole
+from tlcgcnn_jax.files import LOCK, at_work, is_at_work, to_json, user_path, write_whole
 from tlcgcnn_jax.predictions import Predictions
 from tlcgcnn_jax.run_pictures import draw_choice, run_pictures
 from tlcgcnn_jax.splits import Split, read_split, write_split
@@ -74,6 +74,8 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     """Raise `InputError` for a folder with something in it, unless a run is to be resumed there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the run")
+    if is_at_work(folder):
+        raise at_work(folder, "run")
     started = (folder / SETTINGS).is_file()
     if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not (resume and started):
         unfinished = started and not (folder / METRICS).is_file()

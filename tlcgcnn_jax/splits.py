@@ -219,12 +219,13 @@ def nested_sizes(train: np.ndarray, sizes: Sequence[int]) -> dict[int, np.ndarra
     return {size: np.asarray(train)[:size] for size in sizes}
 
 
-def read_split(path: str | Path, ids: Sequence[str]) -> Split:
+def read_split(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = ()) -> Split:
     """A split from a JSON file {"train": [ids], "val": [ids], "test": [ids]}; "val" and "test" may be absent.
 
     Args:
         path: The file.
         ids: Ids of the dataset's crystals, in its order. Crystals that the file does not name are in no part.
+        unusable: Ids of further crystals, which cannot be used; they are dropped, and counted in a warning.
 
     Returns:
         Row numbers, in the order of the file.
@@ -242,7 +243,7 @@ def read_split(path: str | Path, ids: Sequence[str]) -> Split:
         ...     read_split(path, ids=["a", "b", "c"]).train
         array([0, 2])
     """
-    return _split(_read(path), str(path), ids)
+    return _usable(_split(_read(path), str(path), [*ids, *unusable]), len(ids), str(path))
 
 
 def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = ()) -> list[Split]:
@@ -259,18 +260,21 @@ def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = 
     found = _read(path)
     if not isinstance(found, list) or not found:
         raise InputError(f"{path} is not a list of splits: expected [{_EXPECTED}, ...], one for each seed")
-    splits, dropped = [], set()
+    splits = []
     for number, parts in enumerate(found):
         where = f"{path}, split {number},"
-        split = _split(parts, where, [*ids, *unusable])
-        rows = {part: getattr(split, part) for part in _PARTS}
-        dropped |= {row for part in rows.values() for row in part.tolist() if row >= len(ids)}
-        splits.append(Split(**{part: rows[part][rows[part] < len(ids)] for part in _PARTS}))
+        splits.append(_usable(_split(parts, where, [*ids, *unusable]), len(ids), where))
         if not (len(splits[-1].train) and len(splits[-1].test)):
             raise InputError(f"{where} leaves nothing to train or test on: name crystals that can be used in both")
-    if dropped:
-        logger.warning("%s: %d of its crystals cannot be used and are left out of the splits", path, len(dropped))
     return splits
+
+
+def _usable(split: Split, n: int, where: str) -> Split:
+    """The same without rows from `n` on, which are told."""
+    rows = {part: getattr(split, part) for part in _PARTS}
+    if dropped := sum(int(np.sum(part >= n)) for part in rows.values()):
+        logger.warning("%s: %d of its crystals cannot be used and are left out", where.rstrip(","), dropped)
+    return Split(**{part: some[some < n] for part, some in rows.items()})
 
 
 def _read(path: str | Path) -> Any:

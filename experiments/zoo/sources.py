@@ -44,8 +44,8 @@ class Source:
         data: What the data are, for the card.
         licence: Of the data.
         attribution: Whom to cite for them.
-        starts: Source models that all weights but the head start from, each a network of its own: of several an
-            ensemble is shipped. () for one with fresh weights.
+        starts: Source models that all weights start from (the head only where the targets are the same, in rounds),
+            each a network of its own: of several an ensemble is made. () for one with fresh weights.
         rounds: Epochs of each round of each start; every round starts from where the one before ended, with the rate's
             schedule anew. (): one round of `training.epochs`.
         val_trains: In the last round nine tenths of the validation crystals train as well, and the last weights are
@@ -223,7 +223,7 @@ def split_by_formula(formulas: Sequence[str]) -> Split:
 
 
 def with_validation(split: Split, formulas: Sequence[str]) -> Split:
-    """The same with most validation rows among those that train: what stays has the last two digits 11, and not 1."""
+    """The same with most validation rows among those that train; which stay another digit of the hash decides."""
     stays = np.array([tenth(formulas[row], 2) == 1 for row in split.val], bool)
     return Split(np.sort(np.concatenate([split.train, split.val[~stays]])), split.val[stays], split.test)
 

@@ -94,18 +94,19 @@ def train_rounds(
     source: Source, dataset: CrystalDataset, line: int, start: Model, common: dict[str, Any]
 ) -> list[Result]:
     """The rounds of the network that starts from one source, each in a folder beside the run."""
-    rounds, name, model, epochs = [], source.starts[line], start, source.rounds[line]
+    rounds, model, name, epochs = [], start, source.starts[line], source.rounds[line]
     for number, count in enumerate(epochs):
         config = replace(source.training, epochs=count, seed=source.training.seed + 100 * line + number)
         again = {**common, "out": common["out"].with_name(f"{source.name}-from-{name}-round-{number}")}
         if source.val_trains and number == len(epochs) - 1:
-            config = replace(config, keep="last")
+            config = replace(config, keep="last", patience=None)
             again["split"] = with_validation(common["split"], dataset.formulas)
         # What has learnt the same before keeps its head.
         strategy = GO_ON if model.targets == source.targets else "full"
-        rounds.append(transfer(dataset, {name: model}, strategy, source.targets, **again, config=config))
+        given = {source.name if rounds else name: model}
+        rounds.append(transfer(dataset, given, strategy, source.targets, **again, config=config))
         print(f"from {name}, round {number}: {test_metrics(rounds[-1].metrics, source.targets[0].name)}", flush=True)
-        name, model = source.name, rounds[-1].model
+        model = rounds[-1].model
     return rounds
 
 
@@ -135,14 +136,14 @@ def load_start(name: str, folder: Path) -> Model:
     """A source model to start from: the run of this name in a folder, or else the shipped one.
 
     Raises:
-        InputError: There is none, or it was trained on formulas that test in all sources.
+        InputError: There is none, or it was trained on formulas that test or validate in all sources.
     """
     start = load_source(folder / name if (folder / name).is_dir() else name)
-    known = [formula for formula in start.formulas if tenth(formula) == 0]
+    known = [formula for formula in start.formulas if tenth(formula) < 2]
     if known:
         raise InputError(
-            f"{name}: trained on {len(known)} formulas that test here, such as {known[0]}: train it anew with this "
-            f"script, beside the new run ({folder / name})"
+            f"{name}: trained on {len(known)} formulas that test or validate here, such as {known[0]}: train it anew "
+            f"with this script, beside the new run ({folder / name})"
         )
     return start
 
