@@ -147,17 +147,29 @@ def test_most_crystals_are_left_out_only_when_that_is_asked_for(refused, tmp_pat
     folder = cgcnn_folder(tmp_path / "in", {"bad_1": "", "bad_2": "", "bad_3": ""}, good=2)
     out = ("--out", tmp_path / "p.csv")
     message = refused("predict", model, folder, *out)
-    assert "3 of 5 crystals or rows cannot be used; the first: " in message
+    assert "3 of 5 crystals cannot be used; the first: " in message
     assert "--on-error skip goes on with the other 2" in message and not (tmp_path / "p.csv").exists()
     assert command("predict", model, folder, "--on-error", "skip", *out) == 0
     assert "3 crystals left out, listed in" in capsys.readouterr().err
 
 
-def test_a_packed_dataset_without_its_bad_crystals_is_not_one_without_bad_crystals(refused, tmp_path):
+def test_a_packed_dataset_without_its_bad_crystals_is_not_one_without_bad_crystals(refused, tmp_path, model):
     folder = cgcnn_folder(tmp_path / "in", {"bad": ""})
     assert command("prepare", folder, "--target", K, "--out", tmp_path / "ds") == 0
-    message = refused("train", tmp_path / "ds", "--on-error", "raise", "--out", tmp_path / "run")
-    assert "was packed without 1 crystals: prepare it again" in message
+    for verb in (("train", tmp_path / "ds"), ("predict", model, tmp_path / "ds")):
+        message = refused(*verb, "--on-error", "raise", "--out", tmp_path / "run")
+        assert "was packed without 1 crystals: prepare it again" in message
+
+
+def test_a_split_may_name_crystals_that_are_left_out(tmp_path, caplog):
+    folder = cgcnn_folder(tmp_path / "in", {"bad": ""})
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": [*(f"good_{i}" for i in range(7)), "bad"], "test": ["good_7"]})
+    )
+    arguments = ("train", folder, "--target", K, "--epochs", 1, *NETWORK, *BATCH, "--split", tmp_path / "split.json")
+    assert command(*arguments, "--out", tmp_path / "run") == 0
+    assert "split.json: 1 of its crystals cannot be used and are left out" in caplog.text
+    assert len(json.loads((tmp_path / "run" / "split.json").read_text())["train"]) == 7
 
 
 def test_nothing_but_bad_crystals(refused, tmp_path):

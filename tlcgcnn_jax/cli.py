@@ -19,6 +19,7 @@ from tlcgcnn_jax.options import (
     a_path,
     check_free_file,
     check_targets,
+    check_whole,
     checked,
     chosen_split,
     column_targets,
@@ -259,7 +260,7 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
         check_free_file(options.out, "name,property", "a ranking of sources")
     packed = crystals(options, parser, pool.graphs)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
-    targets, split = column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
+    targets, split = column_targets(options, parser, dataset), chosen_split(options, parser, dataset, packed.skipped)
     if len(targets) != 1 or targets[0].outputs > 2:
         parser.error("sources are ranked for one property or two classes: give one --target, and no more classes")
     packed = GraphSets(tuple(one.with_targets(dataset.target_names) for one in packed.datasets), packed.skipped)
@@ -288,9 +289,13 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     if dataset is not None and options.id_column:
         parser.error(f"{options.input} is packed with its ids: --id-column goes with prepare")
     inputs = dataset or named_input(options.input, ())
-    packed = few_left_out(options, pack_graphs(
+    packed = pack_graphs(
         inputs, model.graphs, id_column=options.id_column, on_error=options.on_error or "skip", progress=is_watched()
-    ))  # fmt: skip
+    )
+    if dataset is None:
+        few_left_out(options, packed)
+    else:
+        check_whole(options, dataset, options.input)
     predictions = predict(model, packed)
     predictions.write(options.out)
     _tell_skipped(predictions.skipped, options.out.with_suffix(".skipped.csv"))

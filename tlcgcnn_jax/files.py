@@ -64,7 +64,8 @@ def only_one(folder: str | Path, what: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows does not remove what is open
-            path.unlink()
+            if _is(lock, path):
+                path.unlink()
         os.close(lock)
 
 
@@ -101,7 +102,10 @@ def _lock(path: Path, flags: int = 0) -> int | None:
 
 def _is(handle: int, path: Path) -> bool:
     """Whether an open file is still that of a path; on Windows, where it cannot be removed, it is."""
-    return os.name == "nt" or (path.exists() and os.path.samestat(os.fstat(handle), path.stat()))
+    try:
+        return os.name == "nt" or os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:

@@ -18,6 +18,7 @@ from tlcgcnn_jax.files import user_path
 
 # Spreadsheets, pandas and databases write no value in ways of their own, which must not pass for text.
 MISSING = ("", "-", "nan", "na", "n/a", "#n/a", "null", "none")
+NO_STRUCTURE = "has no structure in what was read"  # of a row that is of no crystal
 _SEPARATOR_LINE = re.compile(r"\"?sep=([\t;,|])\"?\1*\s*", re.IGNORECASE)  # with which Excel is told of it
 _DECIMAL_COMMA = re.compile(r"[-+\u2212]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
 # With a decimal point, or with so many commas that they part thousands.
@@ -94,7 +95,7 @@ def in_their_order(labels: Any, entries: Sequence[Entry], targets: Sequence[str]
     Raises:
         InputError: More or fewer than there are crystals, anything but one number for each, or not one target.
     """
-    values = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)
+    values = labels.tolist() if hasattr(labels, "tolist") else np.asarray(labels, object).tolist()
     if not isinstance(values, list) or len(values) != len(entries):
         found = len(values) if isinstance(values, list) else "one number"
         raise InputError(f"labels: {found} for {len(entries)} crystals; in a list there must be one for each")
@@ -164,11 +165,11 @@ def id_columns(columns: Sequence[str], id_column: str | None, usual: Sequence[st
 
 def _in_memory(rows: Sequence[tuple[Any, dict[str, Any]]], targets: Sequence[str], column: str) -> Sheet:
     found = [Entry(id_text(id_) or "", f"labels:{row}", row=cells) for row, (id_, cells) in enumerate(rows)]
-    data = sorted((entry.id, *(_plain(entry.row.get(target)) for target in targets)) for entry in found)
+    data = sorted((entry.id, *(plain(entry.row.get(target)) for target in targets)) for entry in found)
     return Sheet("labels", column, found, repr(data).encode())
 
 
-def _plain(cell: Any) -> str:
+def plain(cell: Any) -> str:
     """A label for the fingerprint: 1, 1.0 and NumPy's are one."""
     try:
         return repr(float(cell))
@@ -208,8 +209,6 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
         advice = "ids must be the same, or name another column with id_column (--id-column)"
         if any(entry.id.lstrip("0") in by_id for entry in whole):
             advice = "spreadsheets and pandas drop leading zeros: write them again and format the column as text (str)"
-        elif sheet.column == "its index" and len(by_id) == len(entries):
-            advice += "; where they are in the order of the crystals, give labels.tolist()"
         raise InputError(
             f"{sheet.name}: {sheet.column} names none of the crystals: there it is {theirs} …, here {ours} …; {advice}"
         )
@@ -227,7 +226,7 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
         yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem, labelled=row.where)
     for name, row in by_id.items():
         if name not in used:
-            problem = f"{row.where}: id {name!r} has no structure in what was read (ids are those of {sheet.column})"
+            problem = f"{row.where}: id {name!r} {NO_STRUCTURE} (ids are those of {sheet.column})"
             yield replace(row, problem=problem)
 
 

@@ -141,9 +141,8 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
             raise InputError(f"{options.data}: was packed without labels: prepare it again, with --target COLUMN")
         if options.labels or options.id_column:
             parser.error(f"{options.data} is packed with its labels: --labels and --id-column go with prepare")
-        if dataset.skipped and options.on_error == "raise":
-            raise InputError(f"{options.data}: was packed without {len(dataset.skipped)} crystals: prepare it again")
-        return few_left_out(options, GraphSets((dataset,), tuple(dataset.skipped)))
+        check_whole(options, dataset, options.data)
+        return GraphSets((dataset,), tuple(dataset.skipped))
     if not options.target:
         parser.error(f"{options.data} is not a packed dataset: name at least one --target COLUMN")
     packed = pack_graphs(
@@ -153,13 +152,21 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
     return few_left_out(options, packed)
 
 
+def check_whole(options: argparse.Namespace, dataset: Any, name: str) -> None:
+    """`InputError` where a dataset was packed without crystals of which none may be missing."""
+    if dataset.skipped and options.on_error == "raise":
+        raise InputError(f"{name}: was packed without {len(dataset.skipped)} crystals: prepare it again")
+
+
 def few_left_out(options: argparse.Namespace, packed: Any) -> Any:
     """The same crystals; `InputError` where most are left out, which nobody has asked for: that is a wrong column."""
-    left_out, used = len(packed.skipped), len(packed)
-    if options.on_error is None and left_out > used:
+    from tlcgcnn_jax.labels import NO_STRUCTURE
+
+    bad, used = [one for one in packed.skipped if NO_STRUCTURE not in one.reason], len(packed)
+    if options.on_error is None and len(bad) > used:
         raise InputError(
-            f"{left_out:,} of {left_out + used:,} crystals or rows cannot be used; the first: "
-            f"{packed.skipped[0].reason}; --on-error skip goes on with the other {used:,}"
+            f"{len(bad):,} of {len(bad) + used:,} crystals cannot be used; the first: {bad[0].reason}; "
+            f"--on-error skip goes on with the other {used:,}"
         )
     return packed
 
@@ -174,7 +181,7 @@ def run_data(
         rows = " crystals or rows" if options.labels else ""
         print(f"{len(packed):,} crystals are used, {left_out:,}{rows} left out; the first: {first}", file=sys.stderr)
     dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
-    return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset)
+    return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset, packed.skipped)
 
 
 def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> list[Target]:
@@ -197,8 +204,10 @@ def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser,
     return targets
 
 
-def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> Any:
-    """The split of a file, or a random one of the crystals with a label."""
+def chosen_split(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any, skipped: Iterable[Any] = ()
+) -> Any:
+    """The split of a file, which may name crystals that were skipped, or a random one of those with a label."""
     from tlcgcnn_jax.splits import random_split, read_split
 
     labelled = dataset.labelled
@@ -206,7 +215,7 @@ def chosen_split(options: argparse.Namespace, parser: argparse.ArgumentParser, d
         raise InputError(f"not one of {len(dataset)} crystals has a label of {' or '.join(dataset.target_names)}")
     sizes = part_sizes(options, parser, len(labelled))
     if options.split is not None:
-        return read_split(options.split, dataset.ids, [one.id for one in dataset.skipped])
+        return read_split(options.split, dataset.ids, [one.id for one in skipped])
     return random_split(len(labelled), options.seed, sizes["train"], sizes["val"], sizes["test"]).of(labelled)
 
 

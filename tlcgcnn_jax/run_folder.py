@@ -37,7 +37,7 @@ def start_run(
     if out is None:
         return None
     folder = user_path(out)
-    check_run_folder(folder, resume)
+    _check_free(folder, resume)
     _check_resumed(folder, settings, ids, split, resume)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
     write_split(folder / SPLIT, ids, split)
@@ -71,11 +71,16 @@ def finish_run(
 
 
 def check_run_folder(folder: Path, resume: bool) -> None:
-    """Raise `InputError` for a folder with something in it, unless a run is to be resumed there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder for the run")
+    """Raise `InputError` for a folder with a run at work, or with something in it unless a run is to be resumed."""
     if is_at_work(folder):
         raise at_work(folder, "run")
+    _check_free(folder, resume)
+
+
+def _check_free(folder: Path, resume: bool) -> None:
+    """What `start_run`, for which the folder is kept, checks once more."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the run")
     started = (folder / SETTINGS).is_file()
     if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not (resume and started):
         unfinished = started and not (folder / METRICS).is_file()

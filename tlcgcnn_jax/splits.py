@@ -164,11 +164,12 @@ def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hash
         parts[smallest].append(members[i])
         sizes[smallest] += len(members[i])
     rows = [rng.permutation(_joined(part)) for part in parts]
-    splits = []
+    splits, dropped = [], set()
     for fold in range(folds):
         after = (fold + 1) % folds
         rest = [rows[other] for other in range(folds) if other not in (fold, after)]
         splits.append(Split(rng.permutation(_joined(rest)), rows[after], rows[fold]))
+    _tell_dropped(path, dropped)
     return splits
 
 
@@ -243,7 +244,11 @@ def read_split(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = (
         ...     read_split(path, ids=["a", "b", "c"]).train
         array([0, 2])
     """
-    return _usable(_split(_read(path), str(path), [*ids, *unusable]), len(ids), str(path))
+    split, dropped = _usable(_read(path), str(path), ids, unusable)
+    if not len(split.train):
+        raise InputError(f"{path} leaves nothing to train on: not one crystal of its train part can be used")
+    _tell_dropped(path, dropped)
+    return split
 
 
 def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = ()) -> list[Split]:
@@ -260,21 +265,30 @@ def read_splits(path: str | Path, ids: Sequence[str], unusable: Sequence[str] = 
     found = _read(path)
     if not isinstance(found, list) or not found:
         raise InputError(f"{path} is not a list of splits: expected [{_EXPECTED}, ...], one for each seed")
-    splits = []
+    splits, dropped = [], set()
     for number, parts in enumerate(found):
         where = f"{path}, split {number},"
-        splits.append(_usable(_split(parts, where, [*ids, *unusable]), len(ids), where))
+        split, left_out = _usable(parts, where, ids, unusable)
+        splits.append(split)
+        dropped |= left_out
         if not (len(splits[-1].train) and len(splits[-1].test)):
             raise InputError(f"{where} leaves nothing to train or test on: name crystals that can be used in both")
+    _tell_dropped(path, dropped)
     return splits
 
 
-def _usable(split: Split, n: int, where: str) -> Split:
-    """The same without rows from `n` on, which are told."""
+def _usable(parts: Any, where: str, ids: Sequence[str], unusable: Sequence[str]) -> tuple[Split, set[int]]:
+    """A split without crystals that cannot be used, and the rows of these, beyond those of the ids."""
+    known = set(ids)  # of a repeated id one crystal may be of use
+    split = _split(parts, where, [*ids, *(name for name in unusable if name not in known)])
     rows = {part: getattr(split, part) for part in _PARTS}
-    if dropped := sum(int(np.sum(part >= n)) for part in rows.values()):
-        logger.warning("%s: %d of its crystals cannot be used and are left out", where.rstrip(","), dropped)
-    return Split(**{part: some[some < n] for part, some in rows.items()})
+    dropped = {row for part in rows.values() for row in part.tolist() if row >= len(ids)}
+    return Split(**{part: some[some < len(ids)] for part, some in rows.items()}), dropped
+
+
+def _tell_dropped(path: str | Path, dropped: set[int]) -> None:
+    if dropped:
+        logger.warning("%s: %d of its crystals cannot be used and are left out of the splits", path, len(dropped))
 
 
 def _read(path: str | Path) -> Any:

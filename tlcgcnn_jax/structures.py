@@ -18,7 +18,7 @@ from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
 from tlcgcnn_jax.entries import ID_COLUMNS, Entry
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import cannot_read, user_path
-from tlcgcnn_jax.labels import as_float, in_their_order, is_in_order, joined, numbers, read_sheet
+from tlcgcnn_jax.labels import as_float, in_their_order, is_in_order, joined, numbers, plain, read_sheet
 from tlcgcnn_jax.objects import object_entries
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structure_json import crystal_from_json
@@ -187,7 +187,7 @@ def scan(
         raise InputError(f"{name}: there are no crystals in it")
     if reader == "objects" and is_in_order(labels):
         entries = in_their_order(labels, entries, wanted)
-        digest.update(f"labels\0{[entry.row for entry in entries]}".encode())
+        digest.update(f"labels\0{[plain(entry.row[wanted[0]]) for entry in entries]}".encode())
     elif labels is not None:
         # Files have no columns, so there the column of ids can only be one of the table.
         usual = () if id_column and reader in ("files", "cgcnn") else ID_COLUMNS
