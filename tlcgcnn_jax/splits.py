@@ -169,7 +169,6 @@ def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hash
         after = (fold + 1) % folds
         rest = [rows[other] for other in range(folds) if other not in (fold, after)]
         splits.append(Split(rng.permutation(_joined(rest)), rows[after], rows[fold]))
-    _tell_dropped(path, dropped)
     return splits
 
 
