@@ -164,7 +164,7 @@ def k_fold(n: int, folds: int, seed: int, repeat: int = 0, groups: Sequence[Hash
         parts[smallest].append(members[i])
         sizes[smallest] += len(members[i])
     rows = [rng.permutation(_joined(part)) for part in parts]
-    splits, dropped = [], set()
+    splits = []
     for fold in range(folds):
         after = (fold + 1) % folds
         rest = [rows[other] for other in range(folds) if other not in (fold, after)]
