@@ -158,7 +158,7 @@ def test_a_packed_dataset_without_its_bad_crystals_is_not_one_without_bad_crysta
     assert command("prepare", folder, "--target", K, "--out", tmp_path / "ds") == 0
     for verb in (("train", tmp_path / "ds"), ("predict", model, tmp_path / "ds")):
         message = refused(*verb, "--on-error", "raise", "--out", tmp_path / "run")
-        assert "was packed without 1 crystals: prepare it again" in message
+        assert "was packed without crystals that could not be used, 1 of them" in message
 
 
 def test_a_split_may_name_crystals_that_are_left_out(tmp_path, caplog):

@@ -17,6 +17,7 @@ from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.machine import check_device
 from tlcgcnn_jax.options import (
     a_path,
+    check_few_left_out,
     check_free_file,
     check_targets,
     check_whole,
@@ -26,7 +27,6 @@ from tlcgcnn_jax.options import (
     count,
     crystals,
     data_argument,
-    few_left_out,
     graph_options,
     id_column_option,
     is_watched,
@@ -293,7 +293,7 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         inputs, model.graphs, id_column=options.id_column, on_error=options.on_error or "skip", progress=is_watched()
     )
     if dataset is None:
-        few_left_out(options, packed)
+        check_few_left_out(options, packed)
     else:
         check_whole(options, dataset, options.input)
     predictions = predict(model, packed)

@@ -149,17 +149,18 @@ def crystals(options: argparse.Namespace, parser: argparse.ArgumentParser, graph
         named_input(options.data, options.target), graphs, targets=tuple(options.target), labels=options.labels,
         id_column=options.id_column, on_error=options.on_error or "skip", progress=is_watched(),
     )  # fmt: skip
-    return few_left_out(options, packed)
+    check_few_left_out(options, packed)
+    return packed
 
 
 def check_whole(options: argparse.Namespace, dataset: Any, name: str) -> None:
     """`InputError` where a dataset was packed without crystals of which none may be missing."""
     if dataset.skipped and options.on_error == "raise":
-        raise InputError(f"{name}: was packed without {len(dataset.skipped)} crystals: prepare it again")
+        raise InputError(f"{name}: was packed without crystals that could not be used, {len(dataset.skipped)} of them")
 
 
-def few_left_out(options: argparse.Namespace, packed: Any) -> Any:
-    """The same crystals; `InputError` where most are left out, which nobody has asked for: that is a wrong column."""
+def check_few_left_out(options: argparse.Namespace, packed: Any) -> None:
+    """`InputError` where most crystals are left out and nobody has asked for that: it is a wrong column or folder."""
     from tlcgcnn_jax.labels import NO_STRUCTURE
 
     bad, used = [one for one in packed.skipped if NO_STRUCTURE not in one.reason], len(packed)
@@ -168,7 +169,6 @@ def few_left_out(options: argparse.Namespace, packed: Any) -> Any:
             f"{len(bad):,} of {len(bad) + used:,} crystals cannot be used; the first: {bad[0].reason}; "
             f"--on-error skip goes on with the other {used:,}"
         )
-    return packed
 
 
 def run_data(
