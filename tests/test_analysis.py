@@ -101,7 +101,7 @@ def test_sentences(analysis):
     assert f"gains {gain.gain_percent:.0f} % over scratch ({gain.low:.0f} to {gain.high:.0f} %, 5 seeds)" in first
     assert f"test MAE {outcome.mae.mean:.3g} GPa" in first
     assert f"Scratch needs about {float(f'{outcome.labels_worth:.2g}'):.0f} crystals" in first
-    assert "Against the best baseline, `forest`: helps" in first
+    assert "Against the baseline that validates best, `forest`: helps" in first
     for best in analysis.best:
         assert best.sentence.startswith(f"{best.target}, {best.size} crystals: {best.verdict}.")
         assert "None" not in best.sentence and "nan" not in best.sentence

@@ -20,7 +20,7 @@ from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.dataset import load_dataset
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.splits import random_split
-from tlcgcnn_jax.zoo import load_model, shipped
+from tlcgcnn_jax.zoo import find_sources, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = (*NETWORK, *BATCH, "--epochs", 2)
@@ -220,7 +220,7 @@ def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys):
     printed = capsys.readouterr()
     assert f"sources for log10 {K}, by their features on 16 labelled training crystals" in printed.out
     rows = table(tmp_path / "sub" / "ranks.csv")
-    assert {row["name"] for row in rows} == {*shipped(), "run"}
+    assert {row["name"] for row in rows} == {*find_sources(), "run"}
     errors = [float(row["ridge_mae"]) for row in rows]
     assert errors == sorted(errors) and rows[0]["property"] in printed.out.splitlines()[3]
     assert printed.err == ""  # no bar where nobody watches

@@ -28,7 +28,7 @@ from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.textbook import textbook_records
 from tlcgcnn_jax.watch import Interrupts
-from tlcgcnn_jax.zoo import load_model, shipped
+from tlcgcnn_jax.zoo import find_sources, load_model
 
 SMALL = {"model": MODEL, "config": ONE_EPOCH}
 
@@ -336,7 +336,7 @@ def test_the_best_of_the_sources_that_there_are(tmp_path):
         tell=told.append,
     )  # fmt: skip
     ranked = table(tmp_path / "run" / "source_ranking.csv")
-    assert {row["name"] for row in ranked} == {"gap", *shipped()}
+    assert {row["name"] for row in ranked} == {"gap", *find_sources()}
     best = ranked[0]["name"]
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["source"] == best
     assert told[0].startswith("sources by their features") and best in told[0].splitlines()[2]

@@ -12,7 +12,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
 from tlcgcnn_jax.source_choice import SourceChoice, SourcePool, find_pool
 from tlcgcnn_jax.strategies import STRATEGIES, find_way
-from tlcgcnn_jax.zoo import shipped
+from tlcgcnn_jax.zoo import find_sources
 
 BULK = (Target(K, "GPa"),)
 ROWS = np.arange(16)
@@ -52,7 +52,7 @@ def test_a_pool_is_named_by_what_it_was_given(tmp_path):
     assert list(find_pool({"mine": source()}).models) == ["mine"]
     assert find_pool({"mine": str(folder)}).models["mine"].targets == source().targets
     found = find_pool("auto", tmp_path)
-    assert found.auto and set(found.models) == {"gap", *shipped()}
+    assert found.auto and set(found.models) == {"gap", *find_sources()}
     assert find_pool(found) is found
 
 

@@ -301,7 +301,7 @@ def _sentence(best: Outcome, transfer: Outcome | None, word: str) -> str:
             text += f" Scratch needs about {float(f'{best.labels_worth:.2g}'):,.0f} crystals to get there."
         if best.baseline:
             found = best.against_baseline
-            text += f" Against the best baseline, `{strategy_name(best.baseline)}`: "
+            text += f" Against the baseline that validates best, `{strategy_name(best.baseline)}`: "
             text += f"{found.verdict if found else NO_EVIDENCE}; it {_gain_words(found, '', n)}."
         return text
     name = "Training from scratch" if best.way.kind == "scratch" else f"The baseline {best.way}"

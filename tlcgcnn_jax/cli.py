@@ -310,16 +310,17 @@ def run_predict(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 def run_models(_: argparse.Namespace, __: argparse.ArgumentParser) -> None:
     """`tlcgcnn models`."""
     from tlcgcnn_jax.bundle import target_metrics
-    from tlcgcnn_jax.zoo import folder, load_source, shipped
+    from tlcgcnn_jax.zoo import PREDICTORS, folder, load_source, shipped
 
-    print(f"{'name':<24} {'property':<32} {'unit':<8} {'crystals':>8}  test error")
+    print(f"{'name':<29} {'property':<32} {'unit':<8} {'crystals':>8}  test error")
     for name in shipped():
         model = load_source(folder() / name)
         for target in model.targets:
             test = target_metrics(model.metrics, model.targets)[target.name].get("test", {})
             error = f"MAE {test['mae']:.4f}" if "mae" in test else f"ROC-AUC {test.get('roc_auc', float('nan')):.3f}"
             crystals = model.notes.get("crystals trained on", 0)
-            print(f"{name:<24} {target.name:<32} {target.unit:<8} {crystals:>8,}  {error}")
+            print(f"{name:<29} {target.name:<32} {target.unit:<8} {crystals:>8,}  {error}")
+    print(f"{', '.join(PREDICTORS)}: to predict with; --source auto leaves it out, as no better a source")
 
 
 def run_import(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from tlcgcnn_jax.model_folder import CONFIG
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+PREDICTORS = ("mp-formation-energy-ensemble",)  # they predict better than sources of their property, transfer no better
 
 
 def folder() -> Path:
@@ -117,7 +118,7 @@ def _name(source: Any) -> str:
 
 
 def find_sources(own: str | Path | None = None) -> dict[str, Model]:
-    """All models that may be transferred from: the shipped ones and those in a folder.
+    """All models to choose a source from: the shipped ones, but for `PREDICTORS`, and those in a folder.
 
     Args:
         own: Folder with models, each in a folder of its own (`config.json` and `weights.npz`), or checkpoints of the
@@ -135,9 +136,10 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
         >>> "mp-formation-energy" in find_sources()
         True
     """
-    found = {name: load_source(folder() / name) for name in shipped()}
+    found = {name: load_source(folder() / name) for name in shipped() if name not in PREDICTORS}
     if own is None:
         return found
+    here = len(found)
     place = user_path(own)
     if not place.is_dir():
         raise InputError(f"{place}: no such folder; give one that holds source models")
@@ -162,7 +164,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
             logger.warning("source %s is left out: it is a mixture of sources; give these, each on its own", name)
             continue
         found[f"{place.resolve().name}/{name}" if name in found else name] = model
-    if len(found) == len(shipped()):
+    if len(found) == here:
         if (place / CONFIG).is_file():
             raise InputError(f"{place}: is a model itself; give the folder above it, {place.resolve().parent}")
         told = f"; left out as broken: {', '.join(broken)}" if broken else ""
