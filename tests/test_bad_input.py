@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from tiny import BATCH, GAP, NETWORK, ONE_EPOCH, K, command, records, source, table, write_lines
 
+from tlcgcnn_jax.cli import _tell_skipped
 from tlcgcnn_jax.config import ModelConfig
-from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.run import transfer
 from tlcgcnn_jax.splits import k_fold
 
@@ -142,6 +144,12 @@ def test_bad_crystals_among_good_ones_are_left_out_and_listed(tmp_path, model, c
     assert len(table(tmp_path / "again" / "skipped.csv")) == len(bad)
 
 
+def test_a_file_name_that_is_no_text_is_listed(tmp_path):
+    name = os.fsdecode(b"Na\x81Cl")
+    _tell_skipped([Skipped(name, f"{name}.cif", "why")], tmp_path / "skipped.csv")
+    assert (tmp_path / "skipped.csv").read_bytes() == b"id,where,reason\r\nNa\\udc81Cl,Na\\udc81Cl.cif,why\r\n"
+
+
 def test_most_crystals_are_left_out_only_when_that_is_asked_for(refused, tmp_path, model, capsys):
     """A wrong column of ids or the wrong folder looks like many bad crystals."""
     folder = cgcnn_folder(tmp_path / "in", {"bad_1": "", "bad_2": "", "bad_3": ""}, good=2)
@@ -245,7 +253,7 @@ def test_an_id_without_a_file(refused, tmp_path):
 
 RUNS = {
     "logarithm of a negative label": (
-        ("--target", "low", "--transform", "log10"),
+        ("--target", "low", "--transform", "log10", "--on-error", "raise"),
         r"low: transform log10 needs positive values, found -?\S+ \(\S+; \d+ in all\)",
     ),
     "half a class": (("--target", "half", "--task", "classification"), r"half: class 0\.5 found: classes are whole"),

@@ -20,7 +20,7 @@ from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.dataset import load_dataset
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.splits import random_split
-from tlcgcnn_jax.zoo import find_sources, load_model
+from tlcgcnn_jax.zoo import find_sources, load_model, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = (*NETWORK, *BATCH, "--epochs", 2)
@@ -256,7 +256,10 @@ def test_the_other_verbs(place, tmp_path, capsys):
     assert command("report", place / "run", "--out", tmp_path / "page.html") == 0
     assert "GPa" in (tmp_path / "page.html").read_text()
     assert command("models") == 0
-    assert "property" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "property" in printed
+    for name in shipped():
+        assert re.search(rf"^{name} .* [1-9][\d,]* +(MAE|ROC-AUC) 0\.\d{{3,4}}$", printed, re.MULTILINE), name
 
 
 # --- the split ----------------------------------------------------------------------------------------
@@ -416,17 +419,18 @@ def test_a_full_disk_is_told_in_one_line(place, tmp_path, said, monkeypatch):
 # --- interrupt and resume -----------------------------------------------------------------------------
 
 
-def interrupt_after(monkeypatch, saves):
-    """Ctrl-C once so many checkpoints have been handed over."""
+def saved_epochs(monkeypatch, interrupt_after=None):
+    """Epochs at which checkpoints are handed over; Ctrl-C once there are so many."""
     save, done = checkpoint.Checkpoints.save, []
 
     def save_and_stop(self, *arguments):
         save(self, *arguments)
         done.append(arguments[0])
-        if len(done) == saves:
+        if len(done) == interrupt_after:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+    return done
 
 
 @pytest.mark.parametrize("seeds, saves", [(1, 2), (2, 4)], ids=["first network", "second network"])
@@ -434,7 +438,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
     again = ("train", place / "ds", "--target", K, *NETWORK, "--epochs", 3, "--seeds", seeds, *BATCH)
     assert command(*again, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        interrupt_after(patch, saves)
+        saved_epochs(patch, saves)
         assert command(*again, "--out", tmp_path / "cut") == 130
     error = said()
     assert "interrupted" in error and "--resume" in error and "Traceback" not in error
@@ -451,20 +455,23 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
 
 @pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full", "blend:full+frozen"])
 def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, strategy):
-    """After the first chunk of epochs of the second phase or part; a blend deals its crystals."""
+    """After the first ten epochs of the second phase or part, of which it makes the rest; a blend deals its crystals."""
     dealt = strategy.startswith("blend")
     data = write_lines(tmp_path / "more.jsonl", records(34)) if dealt else place / "ds"
     again = ("transfer", data, "--target", K, "--source", place / "run", "--strategy", strategy,
-             "--seeds", 3 if dealt else 2, *BATCH, "--epochs", 12)  # fmt: skip
+             "--seeds", 3 if dealt else 2, *BATCH, "--epochs", 16)  # fmt: skip
     assert command(*again, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 2 if strategy == "head_then_full" else 3)
+        before = saved_epochs(patch, 2 if strategy == "head_then_full" else 3)
         assert command(*again, "--out", tmp_path / "cut") == 130
+    assert before == ([5, 10] if strategy == "head_then_full" else [10, 20, 10])
     assert "the same command with --resume goes on" in said()
     assert ("folds" in json.loads((tmp_path / "cut" / "settings.json").read_text())) == dealt
     assert command(*again, "--out", tmp_path / "cut") == 1
     assert "--resume" in said()
+    after = saved_epochs(monkeypatch)
     assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
+    assert after == [20]
     inner = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("weights.npz")]
     for name in (*inner, "metrics.json", "test_results.csv", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name

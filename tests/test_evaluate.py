@@ -21,7 +21,7 @@ from tlcgcnn_jax.evaluate import (
     regression_metrics,
 )
 from tlcgcnn_jax.losses import Normaliser
-from tlcgcnn_jax.run import fit
+from tlcgcnn_jax.run import fit, transfer
 
 NAN = float("nan")
 METAL = Target("metal", kind="classification")
@@ -164,9 +164,15 @@ def test_a_notebook_in_double_precision_changes_nothing():
     split, config = toy.SPLIT, replace(toy.CONFIG, epochs=1)
     expected = predict(model, records).mean
     fitted = fit(records, toy.ENERGY, split=split, model=toy.SIZES, config=config).predictions.mean
-    with jax.enable_x64(True):
+    asked = {"split": split, "config": config, "seeds": 2}  # two are trained in threads
+    moved = transfer(records, model, "full", toy.ENERGY, **asked).predictions.mean
+    jax.config.update("jax_enable_x64", True)  # for all threads
+    try:
         np.testing.assert_array_equal(predict(model, records).mean, expected)
         again = fit(records, toy.ENERGY, split=split, model=toy.SIZES, config=config)
+        np.testing.assert_array_equal(transfer(records, model, "full", toy.ENERGY, **asked).predictions.mean, moved)
+    finally:
+        jax.config.update("jax_enable_x64", False)
     np.testing.assert_array_equal(again.predictions.mean, fitted)
 
 

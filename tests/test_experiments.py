@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,10 +13,14 @@ import made_up_study
 import numpy as np
 import pytest
 
+from tlcgcnn_jax.bundle import target_metrics
 from tlcgcnn_jax.study_config import read_study
+from tlcgcnn_jax.study_grid import grid
+from tlcgcnn_jax.zoo import load_source, shipped
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-STUDIES = sorted(EXPERIMENTS.glob("*/study*.toml"))
+README = (EXPERIMENTS.parent / "README.md").read_text(encoding="utf-8")
+STUDIES = sorted(path for path in EXPERIMENTS.glob("*/*.toml") if path.parent.name != "zoo")
 
 
 def script(name: str) -> ModuleType:
@@ -31,7 +36,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_study_can_be_read_and_reduced(path, shared_data):
     study = read_study(path)
     smaller = script("reduced").reduced(study)
@@ -135,15 +140,37 @@ def test_matbench_results(tmp_path):
 
 def test_the_readme_tells_what_the_demonstration_gave():
     """Its table is that of the demo.json beside the picture."""
-    told = (EXPERIMENTS.parent / "README.md").read_text(encoding="utf-8")
     rows = json.loads((EXPERIMENTS / "demo" / "demo.json").read_text())["rows"]
     for scratch, full in zip(rows[::2], rows[1::2], strict=True):
         means = [float(f"{np.mean(row['mae']):.3g}") for row in (scratch, full)]
         spreads = [f"{np.std(row['mae'], ddof=1):.{3 if mean < 1 else 1}f}" for row, mean in
                    zip((scratch, full), means, strict=True)]  # fmt: skip
         cells = [f"{mean:g} ± {spread}" for mean, spread in zip(means, spreads, strict=True)]
-        (line,) = [one for one in told.splitlines() if one.startswith(f"| {full['target'].lower()} ({full['unit']})")]
+        (line,) = [one for one in README.splitlines() if one.startswith(f"| {full['target'].lower()} ({full['unit']})")]
         found = [cell.strip(" *") for cell in line.split("|")[2:7]]
         low, high = (f"{round(full[name])}".replace("-", "−") for name in ("gain_low", "gain_high"))
         gain = f"{full['gain_percent']:.0f} % ({low} to {high})".replace("-", "−")
         assert found == [*cells, gain, f"{full['p_value']:.2g}", full["verdict"]]
+
+
+def test_the_readme_tells_the_errors_of_the_shipped_models():
+    table = README.partition("## The zoo")[2].partition("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if "| `" in line]
+    assert sorted(name for name, *_ in rows) == list(shipped())
+    for name, _, crystals, told in rows:
+        model = load_source(name)
+        tests = [found["test"] for found in target_metrics(model.metrics, model.targets).values()]
+        errors = [one.get("mae_log10", one.get("mae", one.get("roc_auc"))) for one in tests]
+        assert crystals == f"{model.notes['crystals trained on']:,}", name
+        assert re.findall(r"\d\.\d+", told) == [f"{error:.3f}" for error in errors], name
+
+
+def test_the_study_in_the_readme_can_be_read(tmp_path):
+    """It has runs of all that "auto" is made of."""
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "study.toml").write_text(text)
+    study = read_study(tmp_path / "study.toml")
+    computed, combined = grid(study, [(source.model, 0) for source in study.sources])
+    assert {cell.strategy for cell in combined} == {"auto"}
+    runs = {f"{cell.strategy}@{cell.source}" if cell.source else cell.strategy for cell in computed}
+    assert set(study.strategy("auto").parts) <= runs

@@ -20,7 +20,7 @@ from tlcgcnn_jax.embeddings import embed, head_activations
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.fine_tuning import Job, fine_tune, network_of, start
 from tlcgcnn_jax.graphs import build_graph
-from tlcgcnn_jax.losses import normalise, score
+from tlcgcnn_jax.losses import Normaliser, normalise, score
 from tlcgcnn_jax.model import CGCNN, SourceMixture, SourceNorm, build_network
 from tlcgcnn_jax.norms import feature_statistics
 from tlcgcnn_jax.optim import ALL
@@ -393,6 +393,17 @@ def test_a_strong_pull_keeps_the_weights_at_the_source():
 
 def outputs(variables: dict, model: Model | None = None) -> np.ndarray:
     return network_outputs((model or source()).network, variables, toy.dataset())
+
+
+def test_a_head_that_is_kept_goes_on_saying_what_it_said():
+    """Also where the training crystals of the target set another scale than those of the source."""
+    model = dataclasses.replace(source(), normaliser=Normaliser(np.full(1, 2.0), np.full(1, 3.0)))
+    as_is = Strategy("as_is", "", (), (("*", 0.0),))
+    for called in (toy.ENERGY, dataclasses.replace(toy.ENERGY, unit="meV/atom")):
+        found = start(toy.dataset(), (called,), as_is, [model], JOBS[0])
+        said = outputs(found.variables)[:, 0] * found.normaliser.std[0] + found.normaliser.mean[0]
+        np.testing.assert_allclose(said, outputs(model.members[0])[:, 0] * 3 + 2, rtol=1e-5)
+    assert found.normaliser.std[0] != pytest.approx(3, rel=0.01)
 
 
 def test_keep_head_is_least_squares():

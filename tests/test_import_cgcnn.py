@@ -10,10 +10,12 @@ import jraph
 import numpy as np
 import pytest
 from extras import needs
+from tiny import command
 
 from tlcgcnn_jax.cgcnn_import import import_cgcnn, load_torch_tensors, variables_from_torch
-from tlcgcnn_jax.config import ModelConfig
+from tlcgcnn_jax.config import ModelConfig, Target
 from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.zoo import load_model
 
 SIZES = ModelConfig(width=3, convolutions=2, head_width=5, head_layers=2)
 ARGS = {"task": "regression", "atom_fea_len": 3, "n_conv": 2, "h_fea_len": 5, "n_h": 2, "lr": 0.02}
@@ -87,6 +89,17 @@ def test_classifier(tmp_path):
     model = import_cgcnn(write(tmp_path, make_tensors(outputs=2), **settings))
     assert (model.targets[0].kind, model.targets[0].classes, model.outputs) == ("classification", 2, 2)
     assert model.targets[0].name == "network"
+
+
+def test_the_command_saves_a_model(tmp_path, capsys):
+    given = ("--target", "k", "--unit", "GPa", "--transform", "log10", "--out", tmp_path / "model")
+    assert command("import-cgcnn", write(tmp_path), *given) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'model'}: regression, 2 convolutions, k\n"
+    saved = load_model(tmp_path / "model")
+    assert saved.targets == (Target("k", "GPa", transform="log10"),)
+    jax.tree.map(np.testing.assert_array_equal, saved.members, import_cgcnn(tmp_path / "network.npz").members)
+    assert command("import-cgcnn", tmp_path / "absent.npz", "--out", tmp_path / "other") == 1
+    assert "absent.npz: no such file" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def without(name):

@@ -119,8 +119,3 @@ def test_training_needs_few_libraries():
         """
     )
     assert done.stdout == "imported\n", done.stderr
-
-
-def test_worker_processes_load_no_jax():
-    done = run("import sys, tlcgcnn_jax.dataset; print('jax' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import toy
 
-from tlcgcnn_jax.outputs import eval_scan
+from tlcgcnn_jax.model import build_network
+from tlcgcnn_jax.outputs import eval_scan, network_outputs
 from tlcgcnn_jax.splits import Split
 from tlcgcnn_jax.train import train, train_scan
 
@@ -46,3 +47,14 @@ OTHERS = {
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_runs_share_it(first, change):
     assert compiled(**change)[0] == 0
+
+
+def test_crystals_that_are_predicted_one_by_one_share_a_program():
+    dataset, variables = toy.dataset(), toy.variables(moved=True)
+    network = build_network(toy.SIZES, 1, dataset.graph.places)
+    assert len({*zip(dataset.n_atom.tolist(), dataset.n_row.tolist(), strict=True)}) > 3
+    together = network_outputs(network, variables, dataset)
+    before = eval_scan._cache_size()
+    alone = [network_outputs(network, variables, dataset.select([row])) for row in range(toy.N)]
+    assert eval_scan._cache_size() <= before + 1
+    np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-5, atol=1e-6)

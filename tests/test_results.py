@@ -76,6 +76,20 @@ def test_a_run_that_was_written_twice_counts_once(folder):
     assert [row.run for row in StudyResults(folder).rows] == [ROW.run, "other"]
 
 
+def test_structures_that_have_changed_are_refused(tmp_path):
+    start_study(tmp_path / "other", STUDY, {"gap": replace(CRYSTALS, volumes="a")})
+    start_study(tmp_path / "other", STUDY, {"gap": replace(CRYSTALS, volumes="a")})
+    with pytest.raises(InputError, match="begun with other structures of gap"):
+        start_study(tmp_path / "other", STUDY, {"gap": replace(CRYSTALS, volumes="b")})
+
+
+def test_seeds_are_added_and_not_taken_away(tmp_path):
+    for seeds in (2, 3):
+        start(tmp_path / "other", seeds=seeds)
+    with pytest.raises(InputError, match=r"other settings \(fewer seeds\)"):
+        start(tmp_path / "other", seeds=2)
+
+
 def test_an_own_strategy_stays_what_it_was(folder, tmp_path):
     mine = {"name": "mine", "rates": [["*", 1.0]]}
     start(tmp_path / "other", own=[mine])

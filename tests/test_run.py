@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny import GAP, MODEL, ONE_EPOCH, K, records, source, table
+from tiny import BATCH, GAP, MODEL, NETWORK, ONE_EPOCH, K, command, records, source, table, write_lines
 
 from tlcgcnn_jax import feature_model, fit, plans, source_choice, transfer, ways
 from tlcgcnn_jax import run as run_file
@@ -58,6 +58,23 @@ def test_the_folder_is_a_model_that_predicts_the_same(run):
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics
     settings = json.loads((run.folder / "settings.json").read_text())
     assert settings["verb"] == "train" and settings["training"]["epochs"] == 1 and settings["versions"]["jax"]
+
+
+def test_labels_without_a_logarithm_are_missing_where_bad_crystals_are_skipped(caplog, tmp_path):
+    crystals = [replace(one, targets={K: -1.0}) if i in (3, 5) else one for i, one in enumerate(records())]
+    target = Target(K, "GPa", transform="log10")
+    with pytest.raises(InputError, match=rf"needs positive values, found -1 \({crystals[3].id}; 2 in all\)"):
+        fit(crystals, target, **SMALL)
+    found = fit(crystals, target, on_error="skip", **SMALL)
+    assert f"2 labels are not positive and have no log10: these crystals count as unlabelled ({crystals[3].id}, " in (
+        caplog.text
+    )
+    assert sum(len(rows) for rows in (found.split.train, found.split.val, found.split.test)) == 18
+    assert len(found.predictions.ids) == 20
+    lines = write_lines(tmp_path / "c.jsonl", crystals)
+    asked = ("train", lines, "--target", K, "--transform", "log10", "--epochs", 1, *NETWORK, *BATCH, "--out")
+    assert command(*asked, tmp_path / "run") == 0
+    assert command(*asked, tmp_path / "other", "--on-error", "raise") == 1
 
 
 def test_a_model_may_be_named_by_its_folder(run):

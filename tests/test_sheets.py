@@ -83,6 +83,72 @@ def test_decimal_commas_of_id_prop_are_read(tmp_path):
     assert [(item.id, item.targets["k"]) for item in found.items] == [("0,5", 1.5), ("b", 2.5)]
 
 
+# --- rows and their ids ---------------------------------------------------------------------------
+
+
+def test_an_index_without_a_name_holds_the_ids(tmp_path):
+    """As pandas writes it, unless index=False."""
+    assert labelled(tmp_path, ",k\na,1.5\nb,2\n") == {"a": 1.5, "b": 2.0}
+    assert labelled(tmp_path, ",k\na,1.5\nb,2\n", id_column="") == {"a": 1.5, "b": 2.0}
+    with pytest.raises(InputError, match=r"its first column names none of the crystals: there it is '0', '1' …"):
+        labelled(tmp_path, ",k\n0,1.5\n1,2\n")
+
+
+def test_rows_without_an_id_are_left_out(tmp_path):
+    """Such as sums below a table."""
+    text = "id,k\na,1.5\n,9\nb,2\n,8\n"
+    assert labelled(tmp_path, text, on_error="skip") == {"a": 1.5, "b": 2.0}
+    with pytest.raises(InputError, match=r"sheet\.csv:3: no id in this row, which has no structure .*\(1 more"):
+        labelled(tmp_path, text)
+    with pytest.raises(InputError, match=r"sheet\.csv: column 'id' is empty: fill it, or name another column"):
+        labelled(tmp_path, "id,k\n,1.5\n,2\n")
+
+
+LINES = {
+    "blank lines": "id,k\n\na,1.5\n\nb,x\n",
+    "rows of nothing": "id,k\n,\na,1.5\n ,\nb,x\n",
+    "the line that tells Excel": "sep=;\nid;k\na;1.5\n\nb;x\n",
+    "a cell of two lines": 'id,k,note\na,1.5,"one\ntwo"\n\nb,x,"one\ntwo"\n',
+    "Windows lines": "\r\nid,k\r\na,1.5\r\n\r\nb,x\r\n",
+}
+
+
+@pytest.mark.parametrize("text", LINES.values(), ids=LINES)
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path, text):
+    with pytest.raises(InputError, match=r"sheet\.csv:5 \(id 'b'\): k is 'x'"):
+        labelled(tmp_path, text)
+    (tmp_path / "cgcnn").mkdir()
+    (tmp_path / "cgcnn" / "a.cif").write_text("")
+    (tmp_path / "cgcnn" / "id_prop.csv").write_bytes(text.encode())
+    with pytest.raises(InputError, match=r"id_prop\.csv:5: id 'b' has no file"):
+        scan(tmp_path / "cgcnn", targets=("k",))
+
+
+IDS_OF_A_SHEET = ["one.jsonl", "folder", "list", "iterator", "frame"]
+
+
+@pytest.mark.parametrize("kind", IDS_OF_A_SHEET)
+def test_a_column_of_ids_may_be_that_of_the_sheet_alone(tmp_path, kind):
+    import pandas
+
+    rows = [{"id": name, **CSCL} for name in ("a", "b")]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "folder").mkdir()
+    for row in rows:
+        (tmp_path / "folder" / f"{row['id']}.json").write_text(json.dumps(row))
+    in_memory = {"list": rows, "iterator": iter(rows), "frame": pandas.DataFrame(rows)}
+    (tmp_path / "sheet.csv").write_text("mpid,k\na,1.5\nb,2\n")
+    sheet = pandas.read_csv(tmp_path / "sheet.csv")
+    found = scan(in_memory.get(kind, tmp_path / kind), targets=("k",), labels=tmp_path / "sheet.csv", id_column="mpid")
+    assert [(item.id, item.targets["k"]) for item in found.items] == [("a", 1.5), ("b", 2.0)]
+    if kind != "iterator":
+        for labels in (sheet, sheet.set_index("mpid"), sheet.set_index("mpid")["k"]):
+            again = scan(in_memory.get(kind, tmp_path / kind), targets=("k",), labels=labels, id_column="mpid")
+            assert again.items[1].targets == {"k": 2.0}
+        with pytest.raises(InputError, match=r"no id column \(code or|no column 'code'"):
+            scan(in_memory.get(kind, tmp_path / kind), targets=("k",), labels=tmp_path / "sheet.csv", id_column="code")
+
+
 # --- what is no table -----------------------------------------------------------------------------
 
 
@@ -137,6 +203,26 @@ def test_a_column_that_is_null_is_a_missing_label(tmp_path):
         read_structures(tmp_path / "frame.json", targets=("k",))
 
 
+def test_the_index_of_a_frame_may_be_asked_for(tmp_path):
+    import pandas
+
+    frame = pandas.DataFrame({"id": ["x", "y"], "structure": [CSCL] * 2}, pandas.Index(["a", "b"], name="mpid"))
+    assert [one.id for one in read_structures(frame, id_column="mpid")] == ["a", "b"]
+    assert [one.id for one in read_structures(frame)] == ["x", "y"]
+    with pytest.raises(InputError, match="the DataFrame has no column 'code'; its columns are id, structure"):
+        read_structures(frame, id_column="code")
+
+
+def test_an_index_of_names_comes_before_a_column_of_names_that_repeat():
+    import pandas
+
+    frame = pandas.DataFrame({"name": ["quartz"] * 2, "structure": [CSCL] * 2}, index=["mp-1", "mp-2"])
+    assert [one.id for one in read_structures(frame)] == ["mp-1", "mp-2"]
+    assert [one.id for one in read_structures(frame.assign(jid=["x", "y"]))] == ["x", "y"]
+    with pytest.raises(InputError, match="the id 'quartz' was already taken"):  # numbers of rows are no names
+        read_structures(frame.reset_index(drop=True))
+
+
 def test_one_crystal_is_no_frame(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps({"structure": CSCL}))
     assert [one.id for one in read_structures(tmp_path / "one.json")] == ["one"]
@@ -183,6 +269,28 @@ def test_folders_of_calculations_are_called_by_their_names(tmp_path, caplog):
     before = scan(source).fingerprint
     (source / "run2").rename(source / "run3")
     assert scan(source).fingerprint != before
+
+
+def test_an_empty_contcar_is_that_of_a_run_which_has_not_made_a_step(tmp_path):
+    source = files(tmp_path / "s", "run7/POSCAR", "run7/CONTCAR", "run8/CONTCAR")
+    (source / "run7" / "CONTCAR").write_text("")
+    assert [(one.id, one.where[-11:]) for one in read_structures(source)] == [
+        ("run7", "run7/POSCAR"),
+        ("run8", "un8/CONTCAR"),
+    ]
+    (source / "run7" / "POSCAR").write_text("")
+    with pytest.raises(InputError, match="run7/CONTCAR"):
+        read_structures(source)
+
+
+@pytest.mark.parametrize("name", ["POSCAR_1.gz", "CONTCAR.bz2", "a.cif.xz", "POSCAR_all.ZIP"])
+def test_compressed_structures_are_not_read_and_told(tmp_path, caplog, name):
+    source = files(tmp_path / "s", "POSCAR_0", name, f"below/{name}")
+    assert [one.id for one in read_structures(source)] == ["POSCAR_0"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "2 not read" in told and name in told and "below/" in told
+    with pytest.raises(InputError, match=f"found a file named {name}; expected"):
+        read_structures(source / name)
 
 
 def test_a_file_of_one_name_in_every_folder_names_none_of_them(tmp_path):

@@ -68,6 +68,11 @@ COMPARISONS = {
     "other errors of the same size": (ERRORS, RNG.permutation(ERRORS), "no evidence"),
     "the same": (ERRORS, ERRORS, "no evidence"),
     "one outlier less": (np.r_[np.ones(60), 500.0], np.r_[np.full(60, 1.01), 1.0], "no evidence"),
+    "ten outliers less, the others worse": (
+        np.r_[np.ones(60), np.full(10, 500.0)],
+        np.r_[np.full(60, 1.01), np.ones(10)],
+        "no evidence",
+    ),
     "three crystals": (np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.0, 1.5]), "no evidence"),
 }
 

@@ -75,6 +75,23 @@ def is_cscl(crystal):
 # --- formats --------------------------------------------------------------------------------------
 
 
+def as_labelled_structures(folder):
+    """Labels beside the properties of pymatgen, which writes {} where there are none."""
+    rows = [{**cscl_structure().as_dict(), "material_id": name, "k": k} for name, k in (("one", 1.5), ("two", 2))]
+    assert rows[0]["properties"] == {}
+    return write_lines(folder / "s.jsonl", rows)
+
+
+def as_labelled_structures_by_id(folder):
+    rows = [json.loads(line) for line in as_labelled_structures(folder).read_text().splitlines()]
+    (folder / "by_id.json").write_text(json.dumps({row.pop("material_id"): row for row in rows}))
+    return folder / "by_id.json"
+
+
+def as_labelled_structures_in_memory(folder):
+    return [json.loads(line) for line in as_labelled_structures(folder).read_text().splitlines()]
+
+
 def as_jsonl(folder):
     return write_lines(folder / "s.jsonl", [record("one", k=1.5), record("two", k=2)])
 
@@ -227,6 +244,7 @@ def as_records(folder):
 
 
 FORMATS = [as_jsonl, as_jsonl_gz, as_json_list, as_lines_named_json, as_matbench_frame, as_jarvis,
+           as_labelled_structures, as_labelled_structures_by_id, as_labelled_structures_in_memory,
            as_structure_mapping, as_structure_folder, as_cgcnn_folder, as_cgcnn_folder_with_header, as_extxyz,
            as_ase_db, as_pandas, as_record_dictionaries, as_structure_dictionaries, as_jarvis_entries, as_jarvis_frame,
            as_flat_frame, as_series, as_atoms, as_paths, as_records]  # fmt: skip
@@ -293,6 +311,13 @@ def test_a_list_of_paths_is_called_by_their_names_and_known_by_their_contents(tm
     write_lines(tmp_path / "two.jsonl", [record("a"), record("b")])
     with pytest.raises(InputError, match=r"list:0: .*two.jsonl: 2 crystals in it; a list takes files of one"):
         read_structures([tmp_path / "two.jsonl"])
+
+
+@pytest.mark.parametrize("id_column", [None, "mpid"])
+def test_a_listed_file_without_crystals_is_told(tmp_path, id_column):
+    (tmp_path / "none.json").write_text("[]")
+    with pytest.raises(InputError, match=r"list:0: .*none\.json: 0 crystals in it; a list takes files of one"):
+        read_structures([tmp_path / "none.json"], id_column=id_column)
 
 
 def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
@@ -819,6 +844,13 @@ def test_a_property_of_a_structure_may_be_its_id():
         read_structures([structure], id_column="number")
 
 
+def test_properties_of_a_structure_come_before_what_stands_beside_them():
+    row = {**cscl_structure().as_dict(), "properties": {"k": 1.5, "charge": 2}, "k": 7, "g": 3}
+    found = scan([row], targets=("k", "g", "charge"))
+    assert found.items[0].targets == {"k": 1.5, "g": 3, "charge": 2} and set(found.columns) == {"k", "g", "charge"}
+    assert not scan([cscl_structure().as_dict()]).columns  # the charge that pymatgen writes is no label
+
+
 def test_labels_that_name_a_column_twice_are_refused():
     import pandas as pd
 
@@ -1137,3 +1169,5 @@ def test_a_file_name_that_is_no_text_is_told_or_left_out(tmp_path):
     with pytest.raises(InputError, match="cannot be written as text: rename it"):
         read_structures(tmp_path)
     assert [record.id for record in read_structures(tmp_path, on_error="skip")] == ["good"]
+    listed = read_structures(sorted(tmp_path.iterdir()), on_error="skip")
+    assert [record.id for record in listed] == ["good"] and len(listed.skipped) == 1

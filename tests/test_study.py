@@ -345,6 +345,23 @@ def test_on_ray(finished, data, tmp_path, monkeypatch):
         assert values == pytest.approx(expected[name], rel=1e-3, nan_ok=True)
 
 
+def test_processes_give_the_same_numbers(finished, data, tmp_path):
+    small = dataclasses.replace(STUDY, strategies=("full@gap", "features:ridge@auto"))
+    run_study(small, tmp_path / "out", data=data, workers=2)
+    found, expected = numbers(StudyResults(tmp_path / "out")), numbers(finished)
+    assert len(found) == 8
+    for name, values in found.items():
+        assert values == pytest.approx(expected[name], rel=1e-3, nan_ok=True)
+
+
+def test_a_strategy_of_ones_own_is_run(data, tmp_path):
+    own = dataclasses.replace(find_strategy("frozen"), name="own")
+    study = dataclasses.replace(STUDY, own=(own,), strategies=("own", "frozen"), baselines=(), pool="", seeds=1)
+    run_study(study, tmp_path / "out", data=data, workers=1)
+    rows = {row.strategy: row for row in StudyResults(tmp_path / "out").rows}
+    assert rows["own"].test_mae == pytest.approx(rows["frozen"].test_mae, rel=1e-3)
+
+
 def test_sources_that_the_study_trains(data, tmp_path):
     source = StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(4, 8), epochs=1, least_updates=1, name="gaps")
     study = dataclasses.replace(
@@ -362,6 +379,11 @@ def test_sources_that_the_study_trains(data, tmp_path):
         assert small != large
     own = [one for one in results.study["overlap"] if one["source"].startswith("gaps")]
     assert [one["count"] for one in own] == [0, 0]  # the target's formulas were removed
+    desk = Desk(tmp_path / "out")
+    for pattern, left in (("gaps-4", {"gaps-8", "other"}), ("gaps", {"other"})):  # by one size, or by the name of both
+        target = dataclasses.replace(desk.study.targets[0], leave_out=(pattern,))
+        desk.study = dataclasses.replace(desk.study, targets=(target,))
+        assert set(desk.everyone("K")) == left
 
 
 def test_formulas_of_a_source_that_is_left_out_may_be_tested(data, tmp_path):
@@ -520,6 +542,22 @@ def test_with_folds_a_regressor_is_fitted_to_all_in_the_end(folded):
     folds = desk.trials("K", 20, 0)
     held = [baseline_predictions("ridge", desk.described("K"), values, f.train, f.val, target)[0] for f in folds]
     np.testing.assert_allclose(said.val, np.concatenate(held), rtol=1e-5)
+
+
+def test_folds_validate_only_what_no_source_has_seen(data, tmp_path):
+    """What a source has seen trains in every fold."""
+    known = tuple(sorted({formula(record.structure.atomic_numbers) for record in tiny.records(60)})[:20])
+    dataclasses.replace(tiny.source(), formulas=known).save(data / "knowing")
+    sources = (StudySource("knowing", name="gap"),)
+    changes = {"sources": sources, "pool": "", "strategies": (), "without_scratch": True, "folds": 3, "sizes": (20,)}
+    run_study(dataclasses.replace(STUDY, **changes, seeds=1), tmp_path / "out", data=data, workers=1)
+    desk = Desk(tmp_path / "out")
+    split, formulas = desk.split("K", 20, 0), desk.results.crystals("K").formulas
+    seen = {row for row in split.train.tolist() if formulas[row] in known}
+    assert 5 < len(seen) < 20
+    for trial in desk.trials("K", 20, 0):
+        assert seen <= set(trial.train) and not seen & set(trial.val) and len(trial.val)
+        assert {*trial.train, *trial.val} == {*split.train, *split.val}
 
 
 def test_folds_that_cannot_be_are_refused():

@@ -97,6 +97,10 @@ BAD = {
         TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = [["*", -1.0]]',
         r"multiplier of '\*' is -1",
     ),
+    "a name that is taken": (
+        TARGET + '[[own]]\nname = "full"\nsummary = ""\nreinitialise = []\nrates = []',
+        "own strategy full: there is one of this name already",
+    ),
     "an unknown combination": (
         TARGET + '[[own]]\nname = "a"\nsummary = ""\nreinitialise = []\nrates = []\ncombine = "sum"',
         "a: combine is 'sum'",

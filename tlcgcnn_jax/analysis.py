@@ -54,7 +54,8 @@ class Outcome:
         seeds: Seeds of the finished runs.
         mae: Test mean absolute error, mean over seeds with its 95 % interval.
         median_ae: Test median absolute error, likewise.
-        val_mae: Mean over seeds of the validation error, by which ways are chosen.
+        val_mae: Mean over seeds of the validation error, by which ways are chosen. That of networks, which have chosen
+            their epoch and learning rate by it, is more flattering than that of regressors.
         against_scratch: Comparison with training from scratch, on the seeds that both have; None for scratch itself or
             where there is no common seed. p-values are corrected over the ways of one kind (transfer or baseline),
             target and size.

@@ -23,13 +23,13 @@ from tlcgcnn_jax.options import (
     check_whole,
     checked,
     chosen_split,
-    column_targets,
     count,
     crystals,
     data_argument,
     graph_options,
     id_column_option,
     is_watched,
+    labelled,
     model_options,
     multiplier,
     named_input,
@@ -249,7 +249,6 @@ def run_transfer(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """`tlcgcnn rank-sources`."""
-    from tlcgcnn_jax.graph_sets import GraphSets
     from tlcgcnn_jax.ranking import score_table, write_scores
     from tlcgcnn_jax.source_choice import AUTO, SourceChoice, find_pool
 
@@ -258,12 +257,11 @@ def run_rank_sources(options: argparse.Namespace, parser: argparse.ArgumentParse
     pool = find_pool(AUTO, options.sources)
     if options.out is not None:
         check_free_file(options.out, "name,property", "a ranking of sources")
-    packed = crystals(options, parser, pool.graphs)
-    dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
-    targets, split = column_targets(options, parser, dataset), chosen_split(options, parser, dataset, packed.skipped)
+    packed, targets = labelled(options, parser, crystals(options, parser, pool.graphs))
+    dataset = packed.datasets[0]
+    split = chosen_split(options, parser, dataset, packed.skipped)
     if len(targets) != 1 or targets[0].outputs > 2:
         parser.error("sources are ranked for one property or two classes: give one --target, and no more classes")
-    packed = GraphSets(tuple(one.with_targets(dataset.target_names) for one in packed.datasets), packed.skipped)
     _tell_skipped(packed.skipped, options.out and options.out.with_suffix(".skipped.csv"))
     choice = SourceChoice(pool, packed, tuple(targets), split.train, options.seed, progress=is_watched())
     scores = choice.ranking
@@ -364,7 +362,8 @@ def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
             path.unlink(missing_ok=True)  # of a run before this one
         return
     if path is not None:
-        with open(path, "w", newline="", encoding="utf-8") as handle:
+        # A crystal may be left out because the name of its file is no text.
+        with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
             writer = csv.writer(handle)
             writer.writerow(["id", "where", "reason"])
             writer.writerows([s.id, s.where, s.reason] for s in skipped)

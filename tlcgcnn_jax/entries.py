@@ -42,8 +42,10 @@ def record_entry(record: Any, payload: Any, where: str, fallback: str, id_column
     """
     if not isinstance(record, dict):
         return Entry(fallback, where, problem=f"{where}: found {record!r:.60}; expected a JSON object")
-    row = record.get("properties") if "sites" in record and isinstance(record.get("properties"), dict) else record
-    labels = {} if row is None else {k: v for k, v in row.items() if k not in GEOMETRY and not str(k).startswith("@")}
+    row, properties = record, record.get("properties")
+    if "sites" in record and isinstance(properties, dict):  # of pymatgen, which writes empty ones and a charge, too
+        row = {**{k: v for k, v in record.items() if k not in ("properties", "charge")}, **properties}
+    labels = {k: v for k, v in row.items() if k not in GEOMETRY and not str(k).startswith("@")}
     name = _name({**labels, **record} if id_column else record, fallback, id_column)
     if name is None:
         return Entry(fallback, where, row=labels, problem=_no_id(where, id_column, record))

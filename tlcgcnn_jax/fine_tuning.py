@@ -142,6 +142,9 @@ def start(
     members = [model.members[job.member % len(model.members)] for model in sources]
     if strategy.refit_output and sources:
         members = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])]
+    elif len(sources) == 1 and _learnt_alike(sources[0].targets, targets):
+        # Where the head is kept it goes on saying what it said.
+        members = [on_scale(members[0], targets, sources[0].normaliser, normaliser)]
     if config.sources > 1:
         if whole := [pattern for pattern in strategy.reinitialise if _means_sources(pattern, members)]:
             raise InputError(
@@ -312,6 +315,13 @@ def refit_output(
         slopes.append(np.linalg.lstsq(outputs[known] - means[0], column[known] - means[1], rcond=OUTPUTS_ALIKE)[0])
         offsets.append(means[1] - means[0] @ slopes[-1])
     return _with_outputs(member, np.stack(slopes, 1), np.array(offsets))
+
+
+def _learnt_alike(some: Sequence[Target], others: Sequence[Target]) -> bool:
+    """Whether outputs for some targets can be outputs for others, whatever these are called."""
+    return [(one.outputs, one.kind, one.transform) for one in some] == [
+        (one.outputs, one.kind, one.transform) for one in others
+    ]
 
 
 def on_scale(member: Variables, targets: Sequence[Target], learnt: Normaliser, scale: Normaliser) -> Variables:

@@ -1,8 +1,10 @@
 """The same crystals under several graph settings, for sources that were trained on graphs of different kinds."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from tlcgcnn_jax.bundle import check_same_graph
 from tlcgcnn_jax.config import GraphConfig
@@ -45,6 +47,10 @@ class GraphSets:
                 return dataset
         check_same_graph(self.datasets[0].graph, graph)
         raise AssertionError("unreachable: the check raises")
+
+    def with_labels(self, values: np.ndarray) -> "GraphSets":
+        """The same crystals with other labels of the same targets, float32 [n, n_target]."""
+        return replace(self, datasets=tuple(replace(dataset, targets=values) for dataset in self.datasets))
 
 
 def pack_graphs(

@@ -111,15 +111,28 @@ def in_their_order(labels: Any, entries: Sequence[Entry], targets: Sequence[str]
     ]
 
 
+def has_column(labels: Any, name: str) -> bool:
+    """Whether labels, as `read_sheet` takes them, have a column or an index of this name."""
+    if isinstance(labels, str | Path):
+        table = user_path(labels)
+        columns = next(iter(read_table(table)[0]), []) if table.is_file() else []
+    else:
+        index = getattr(getattr(labels, "index", None), "name", None)
+        columns = [str(column) for column in (*getattr(labels, "columns", ()), index) if column is not None]
+    return bool(id_columns(columns, name, ()))
+
+
 def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
     if not table.is_file():
         raise InputError(f"{table}: there is no such table of labels")
-    rows, plain = read_table(table)
+    rows, plain, places = read_table(table)
     if len(rows) < 2:
         raise InputError(f"{table}: expected a header and at least one row of labels")
     header, lines = rows[0], [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
     check_header(header, table)
     there = id_columns(header, id_column, usual)
+    if not there and usual and not header[0]:  # as pandas writes an index without a name
+        there = [0]
     if not there:
         names = ([id_column] if id_column else []) + [name for name in usual if name != id_column]
         raise InputError(
@@ -128,12 +141,13 @@ def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[
         )
     column = next((c for c in there if any(row[c] in known for row in lines)), there[0])
     found = []
-    for line, (row, cells) in enumerate(zip(lines, plain[1:], strict=True), start=2):
+    for row, cells, line in zip(lines, plain[1:], places[1:], strict=True):
         name, where = row[column], f"{table}:{line}"
         problem = too_long(row, header, f"{where} (id {name!r})")
         labels = dict(zip(header, cells + [""] * len(header), strict=False))
         found.append(Entry(name, where, row=labels, problem=problem))
-    return Sheet(str(table), f"column {header[column]!r}", found, table.read_bytes())
+    named = f"column {header[column]!r}" if header[column] else "its first column"
+    return Sheet(str(table), named, found, table.read_bytes())
 
 
 def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
@@ -196,13 +210,14 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
     """
     by_id: dict[str, Entry] = {}
     for row in sheet.rows:
-        if (first := by_id.setdefault(row.id, row)) is not row:
+        if row.id and (first := by_id.setdefault(row.id, row)) is not row:
             raise InputError(
                 f"{row.where}: the id {row.id!r} stands twice in {sheet.column}, first at {first.where}: remove one, "
                 "or name another column with id_column (--id-column)"
             )
     if not by_id:
-        raise InputError(f"{sheet.name}: there are no labels in it")
+        empty = f"{sheet.column} is empty: fill it, or name another column with id_column (--id-column)"
+        raise InputError(f"{sheet.name}: {empty if sheet.rows else 'there are no labels in it'}")
     whole = [entry for entry in entries if not entry.problem]
     if whole and not any(name in by_id for entry in whole for name in (*_names(entry), _bare(entry))):
         theirs, ours = (", ".join(map(repr, list(ids)[:3])) for ids in (by_id, [entry.id for entry in whole]))
@@ -224,23 +239,24 @@ def joined(entries: Sequence[Entry], sheet: Sheet) -> Iterator[Entry]:
             continue
         row = by_id[name]
         yield replace(entry, row={**entry.row, **row.row}, problem=entry.problem or row.problem, labelled=row.where)
-    for name, row in by_id.items():
-        if name not in used:
-            problem = f"{row.where}: id {name!r} {NO_STRUCTURE} (ids are those of {sheet.column})"
-            yield replace(row, problem=problem)
+    for row in sheet.rows:
+        if row.id not in used:
+            told = f"id {row.id!r} {NO_STRUCTURE}" if row.id else f"no id in this row, which {NO_STRUCTURE}"
+            yield replace(row, problem=f"{row.where}: {told} (ids are those of {sheet.column})")
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> tuple[list[list[str]], list[list[str]]]:
+def read_table(path: Path) -> tuple[list[list[str]], list[list[str]], list[int]]:
     """Rows of a table without the empty ones, cells without spaces around them.
 
     Cells are separated by what the first row has most of: commas, or semicolons or tabs, as other languages' Excel
     writes them.
 
     Returns:
-        The rows as they stand, which is right for ids, and with decimal points for decimal commas.
+        The rows as they stand, which is right for ids; with decimal points for decimal commas; and the line of the
+        file on which each begins.
 
     Raises:
         InputError: The file cannot be read.
@@ -258,11 +274,15 @@ def read_table(path: Path) -> tuple[list[list[str]], list[list[str]]]:
         separator = max("\t;,", key=first.count) if any(mark in first for mark in "\t;,") else ","
         if told := _SEPARATOR_LINE.fullmatch(first):
             separator, text = told[1], text.replace(first, "", 1)
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        reader, rows, lines, read = csv.reader(io.StringIO(text, newline=""), delimiter=separator), [], [], 0
+        for row in reader:
+            if any(cells := [cell.strip() for cell in row]):
+                rows.append(cells)
+                lines.append(read + 1)
+            read = reader.line_num
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error}); save it as CSV, UTF-8") from error
-    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
-    return rows, rows if separator == "," else _with_points(rows, separator)
+    return rows, rows if separator == "," else _with_points(rows, separator), lines
 
 
 def _with_points(rows: list[list[str]], separator: str) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Labels as the network sees them, and masked losses on them."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from jax import Array
 
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Normaliser(NamedTuple):
@@ -97,6 +100,27 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target], ids: Sequenc
                 raise InputError(f"target {target.name}: class {known[~whole][0]:g} found: classes are whole numbers")
             wrong = known[~np.isin(known, np.arange(target.classes))][0]
             raise InputError(f"target {target.name}: class {wrong:g} found, expected 0 to {target.classes - 1}")
+    return out
+
+
+def without_lost(values: np.ndarray, targets: Sequence[Target], ids: Sequence[str]) -> np.ndarray:
+    """Values of which those without a logarithm, where that is learnt, are missing; a warning names them.
+
+    Args:
+        values: [n, n_target] in the targets' units.
+        targets: The targets, in the order of the columns.
+        ids: Of the crystals.
+    """
+    out = np.array(values)
+    for column, target in enumerate(targets):
+        lost = np.flatnonzero(out[:, column] <= 0) if target.transform != "identity" else ()
+        if len(lost):
+            some = ", ".join(ids[row] for row in lost[:5]) + (", …" if len(lost) > 5 else "")
+            logger.warning(
+                "%s: %d labels are not positive and have no %s: these crystals count as unlabelled (%s)",
+                target.name, len(lost), target.transform, some,
+            )  # fmt: skip
+            out[lost, column] = np.nan
     return out
 
 

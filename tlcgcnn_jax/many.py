@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.losses import Normaliser
+from tlcgcnn_jax.machine import in_float32
 from tlcgcnn_jax.model import Variables, pooled_graph
 from tlcgcnn_jax.optim import learning_rate
+from tlcgcnn_jax.processes import cores
 from tlcgcnn_jax.train import Hyper, Program, Trained, TrainState, check_same, init_state, train_step
 
 # One call of the compiled program makes so many epochs, fewer where they would be more updates than this, but one at
@@ -270,6 +271,7 @@ def train_many(
     together = together or (1 if jax.default_backend() == "cpu" else len(runs))
     groups = [range(first, min(first + together, len(runs))) for first in range(0, len(runs), together)]
 
+    @in_float32  # of a thread: those of the pool do not know what holds in this one
     def advance(group: Sequence[int], starts: Sequence[int]) -> None:
         mapped = len(group) > 1
         for start in starts:
@@ -290,7 +292,7 @@ def train_many(
                     histories[i].append({"epoch": epoch + 1, **row})
 
     starts = list(range(done, config.epochs, chunk))
-    with ThreadPoolExecutor(os.cpu_count() if together == 1 else 1) as pool:
+    with ThreadPoolExecutor(cores() if together == 1 else 1) as pool:
         if starts:
             advance(groups[0], starts[:1])  # alone, so that the program is compiled once
             list(pool.map(lambda group: advance(group, starts[:1]), groups[1:]))

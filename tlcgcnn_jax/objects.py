@@ -83,6 +83,8 @@ def _described(record: dict[Any, Any], thing: Any, where: str, name: str, id_col
 
 
 def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
+    if id_column and id_column not in frame.columns and str(frame.index.name) == id_column:
+        frame = frame.reset_index()
     columns = [str(column) for column in frame.columns]
     check_header(columns, "the DataFrame")
     rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
@@ -92,7 +94,7 @@ def _frame(frame: Any, id_column: str | None) -> Iterator[Entry]:
     geometry = None if flat else _geometry(columns, rows)
     if not flat and geometry is None:
         raise InputError(f"the DataFrame has no column of structures; its columns are {', '.join(columns)}")
-    column = _id_column(columns, rows, id_column)
+    column = _id_column(columns, rows, id_column, frame.index)
     for number, (index, record) in enumerate(zip(frame.index, rows, strict=True)):
         where, name = f"DataFrame:{number}", id_text(index) or f"row_{number}"
         thing = record.pop(geometry) if geometry else record
@@ -113,11 +115,16 @@ def _geometry(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
     return holding[0] if holding else None
 
 
-def _id_column(columns: list[str], rows: list[dict[str, Any]], id_column: str | None) -> str | None:
-    """The column of the ids: that which is asked for, or the first of the usual names that holds any."""
+def _id_column(columns: list[str], rows: list[dict[str, Any]], id_column: str | None, index: Any) -> str | None:
+    """The column of the ids: that which is asked for, or the first of the usual names that holds any.
+
+    None where there is no such column, or where its cells repeat and the index names each row.
+    """
+    is_named = index.is_unique and (index.name is not None or any(isinstance(name, str) for name in index))
     for column in (columns[place] for place in id_columns(columns, id_column, ID_COLUMNS)):
         texts = [text for row in rows if (text := id_text(row[column]))]
+        is_usual = column in ID_COLUMNS and not is_named
         # In other capitals it may be anything that happens to be called so.
-        if column == id_column or (texts and (column in ID_COLUMNS or len(set(texts)) == len(texts))):
+        if column == id_column or (texts and (is_usual or len(set(texts)) == len(texts))):
             return column
     return None

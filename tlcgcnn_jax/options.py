@@ -180,8 +180,22 @@ def run_data(
         left_out, first = len(packed.skipped), packed.skipped[0].reason
         rows = " crystals or rows" if options.labels else ""
         print(f"{len(packed):,} crystals are used, {left_out:,}{rows} left out; the first: {first}", file=sys.stderr)
-    dataset = packed.datasets[0].with_targets(tuple(options.target) or packed.datasets[0].target_names)
-    return packed, column_targets(options, parser, dataset), chosen_split(options, parser, dataset, packed.skipped)
+    packed, targets = labelled(options, parser, packed)
+    return packed, targets, chosen_split(options, parser, packed.datasets[0], packed.skipped)
+
+
+def labelled(options: argparse.Namespace, parser: argparse.ArgumentParser, packed: Any) -> tuple[Any, list[Target]]:
+    """The crystals with the columns that are asked for alone, without labels that cannot be learnt, and the targets."""
+    from tlcgcnn_jax.graph_sets import GraphSets
+    from tlcgcnn_jax.losses import without_lost
+
+    names = tuple(options.target) or packed.datasets[0].target_names
+    packed = GraphSets(tuple(dataset.with_targets(names) for dataset in packed.datasets), packed.skipped)
+    first = packed.datasets[0]
+    targets = column_targets(options, parser, first)
+    if options.on_error != "raise":
+        packed = packed.with_labels(without_lost(first.targets, targets, first.ids))
+    return packed, targets
 
 
 def column_targets(options: argparse.Namespace, parser: argparse.ArgumentParser, dataset: Any) -> list[Target]:

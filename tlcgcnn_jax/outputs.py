@@ -23,6 +23,7 @@ from tlcgcnn_jax.model import (
 )
 
 STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
+FEWEST_NODES, FEWEST_ROWS = 32, 128  # of a batch: crystals that are predicted one by one share a compiled program
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -64,7 +65,7 @@ def network_outputs(
     batch_size = batch_size or (32 if jax.default_backend() == "cpu" else 256)
     if isinstance(model, SourceMixture):
         return _mixture_outputs(model, variables, dataset)
-    budget = budget or pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
+    budget = budget or common_budget(dataset, batch_size)
     plan = batch_plan(dataset.n_atom, dataset.n_row, budget)
     no_labels = np.zeros((len(dataset), 0), np.float32)
     results = (outputs for stack in device_stacks(dataset, no_labels, plan, budget)
@@ -172,12 +173,19 @@ def _head(model: SourceMixture, variables: Variables, features: Array) -> Array:
     return outputs
 
 
+def common_budget(dataset: CrystalDataset, batch_size: int) -> PadBudget:
+    """A budget to predict with, rounded up so that most sets of crystals share a few shapes, each compiled once."""
+    exact = pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
+    nodes, rows = max(exact.n_node, FEWEST_NODES), max(exact.n_row, FEWEST_ROWS)
+    return PadBudget(stack_length(nodes), stack_length(rows), stack_length(exact.n_graph), exact.places)
+
+
 def padded_batches(dataset: CrystalDataset) -> Iterator[tuple[np.ndarray, Any]]:
     """Rows and padded graph of each batch; all have one shape."""
     if not len(dataset):
         return
     size = 32 if jax.default_backend() == "cpu" else 256  # a CPU's caches hold no more
-    budget = pad_budget(dataset.n_atom, dataset.n_row, size, dataset.graph.places)
+    budget = common_budget(dataset, size)
     no_labels = np.zeros((len(dataset), 0), np.float32)
     for rows in batch_plan(dataset.n_atom, dataset.n_row, budget):
         stacked = stack_batches(dataset, no_labels, [rows], budget)

@@ -23,14 +23,20 @@ except ImportError:
 _JSON_ENDINGS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".ndjson")
 _ASE_ENDINGS = (".db", ".xyz", ".extxyz")
 _FILE_ENDINGS = (".cif", ".vasp", ".poscar", ".contcar")
+_PACKED_ENDINGS = (".gz", ".bz2", ".xz", ".zip")
 _TABLE = {"schema": dict, "data": list}  # of a frame that pandas wrote so
 
 
 def is_structure_file(name: str) -> bool:
-    """Whether a file's name says that it is a CIF or a POSCAR."""
+    """Whether a file's name says that it is a CIF or a POSCAR, and not a compressed one."""
     # Names that begin with a dot are other systems' notes about files, such as macOS's "._a.cif".
     structure = name.lower().endswith(_FILE_ENDINGS) or name.startswith(("POSCAR", "CONTCAR"))
-    return structure and not name.startswith(".")
+    return structure and not name.startswith(".") and not name.lower().endswith(_PACKED_ENDINGS)
+
+
+def _is_structure_packed_or_not(name: str) -> bool:
+    """Whether a file's name says that it is a structure file, compressed or not."""
+    return is_structure_file(Path(name).stem if name.lower().endswith(_PACKED_ENDINGS) else name)
 
 
 def find_reader(path: Path) -> str:
@@ -89,10 +95,13 @@ def files_of(path: Path, reader: str) -> list[Path]:
 
 
 def _calculations(path: Path) -> list[Path]:
-    """The relaxed structure, or else the first one, of each folder of VASP below a path."""
+    """The relaxed structure, or else the first one, of each folder of VASP below a path.
+
+    A CONTCAR is empty until VASP has made its first step.
+    """
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     found = ([folder / name for name in ("CONTCAR", "POSCAR") if os.path.isfile(folder / name)] for folder in folders)
-    return [files[0] for files in found if files]
+    return [max(files, key=lambda file: file.stat().st_size > 0) for files in found if files]
 
 
 def read_entries(path: Path, reader: str, targets: tuple[str, ...], id_column: str | None) -> Iterator[Entry]:
@@ -123,7 +132,7 @@ def path_entry(given: str | Path, where: str, name: str, id_column: str | None) 
         path = user_path(given)
         reader = find_reader(path)
         found = list(read_entries(path, reader, (), id_column))
-        if id_column and found[0].problem:  # it may be that of a sheet
+        if id_column and found and found[0].problem:  # it may be that of a sheet
             found = list(read_entries(path, reader, (), None))
         if len(found) != 1:
             raise InputError(f"{path}: {len(found)} crystals in it; a list takes files of one: read it by itself")
@@ -144,9 +153,9 @@ def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:
     for child in sorted(path.iterdir()):
         if child.is_dir():
             with contextlib.suppress(OSError):
-                crystals = child not in below and any(is_structure_file(name) for name in os.listdir(child))
+                crystals = child not in below and any(map(_is_structure_packed_or_not, os.listdir(child)))
                 others += [f"{child.name}/"] if crystals else []
-        elif is_structure_file(child.name.lower().removesuffix(".gz")) and child.name not in read:
+        elif _is_structure_packed_or_not(child.name) and child.name not in read:
             others.append(child.name)
     if not others:
         return ""
@@ -166,7 +175,7 @@ def _file_entry(file: Path) -> Entry:
 
 def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
     table = path / "id_prop.csv"
-    rows, plain = read_table(table)
+    rows, plain, lines = read_table(table)
     if not rows:
         raise InputError(f"{table}: the table is empty; expected one row per crystal: id,value")
     width = max(len(row) for row in rows)
@@ -181,7 +190,7 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
         columns = list(targets) if len(targets) == 1 else ["target"]
     else:
         columns = [f"target_{i}" for i in range(1, width)]
-    for line, (row, cells) in list(enumerate(zip(rows, plain, strict=True), start=1))[has_header:]:
+    for row, cells, line in list(zip(rows, plain, lines, strict=True))[has_header:]:
         name, where = row[0], f"{table}:{line}"
         name = name[:-4] if name.lower().endswith(".cif") else name
         file = path / f"{name}.cif"

@@ -102,11 +102,13 @@ class Crystals:
         ids: [n].
         formulas: [n], reduced.
         values: float [n], in the target's unit.
+        volumes: Hash of the cells' volumes, by which structures that have changed are known; "" where it is not known.
     """
 
     ids: list[str]
     formulas: list[str]
     values: np.ndarray
+    volumes: str = ""
 
 
 class StudyResults:
@@ -118,7 +120,7 @@ class StudyResults:
     Attributes:
         folder: Of the study.
         study: What study.json holds: {"title", "targets": [{"name", "unit"}], "settings", "versions", "machine",
-            "overlap": [{"source", "target", "count", "share"}]}.
+            "overlap": [{"source", "target", "count", "share"}], "volumes": {target: hash}}.
         rows: One `Row` for each finished run, in the order they finished.
 
     Raises:
@@ -238,6 +240,8 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
         for name in own[0].keys() & own[1].keys()
         if any(own[0][name][key] != own[1][name][key] for key in own[0][name].keys() & own[1][name].keys())
     ]
+    if int(now.get("seeds") or 0) < int(before.get("seeds") or 0):
+        changed.append("fewer seeds")
     if changed:
         raise InputError(
             f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out). "
@@ -258,8 +262,10 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
         InputError: The folder holds something else or a study with other settings or crystals, or cannot be written.
     """
     folder = Path(folder)
+    study = {**study, "volumes": {name: table.volumes for name, table in crystals.items()}}
     if check_study(folder, study["settings"]):
         kept = StudyResults(folder)
+        volumes = kept.study.get("volumes", {})
         for name, table in crystals.items():
             there, values = kept.crystals(name), [float(f"{v:.9g}") for v in table.values]
             if (there.ids, there.formulas, there.values.tolist()) != (table.ids, table.formulas, values):
@@ -267,7 +273,12 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
                     f"{folder}: was begun with other crystals or labels of {name}: give the old data, or another "
                     "folder (--out)"
                 )
-        write_whole(folder / STUDY, to_json(dict(study), indent=1).encode())
+            if volumes.get(name, table.volumes) != table.volumes:
+                raise InputError(
+                    f"{folder}: was begun with other structures of {name} (their volumes differ): give the old data, "
+                    "or another folder (--out)"
+                )
+        write_whole(folder / STUDY, to_json(study, indent=1).encode())
         return StudyResults(folder)
     try:
         (folder / CRYSTALS).mkdir(parents=True, exist_ok=True)
@@ -279,7 +290,7 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
         writer.writerow(("id", "formula", "value"))
         writer.writerows(zip(table.ids, table.formulas, (f"{v:.9g}" for v in table.values), strict=True))
         write_whole(folder / CRYSTALS / f"{file_name(name)}.csv", text.getvalue().encode())
-    write_whole(folder / STUDY, to_json(dict(study), indent=1).encode())
+    write_whole(folder / STUDY, to_json(study, indent=1).encode())
     return StudyResults(folder)
 
 

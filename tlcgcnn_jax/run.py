@@ -21,7 +21,7 @@ from tlcgcnn_jax.dataset import CrystalDataset, find_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import only_one, user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
-from tlcgcnn_jax.losses import check_varied, transform_labels
+from tlcgcnn_jax.losses import check_varied, transform_labels, without_lost
 from tlcgcnn_jax.machine import in_float32, versions
 from tlcgcnn_jax.many import digest
 from tlcgcnn_jax.merging import Account
@@ -398,4 +398,8 @@ def _prepared(
     names = tuple(target.name for target in chosen)
     if absent := [name for name in names if name not in has]:
         raise InputError(f"the dataset has no target {', '.join(absent)}; it has {', '.join(has) or 'none'}")
-    return GraphSets(tuple(dataset.with_targets(names) for dataset in crystals.datasets), crystals.skipped), chosen
+    crystals = GraphSets(tuple(dataset.with_targets(names) for dataset in crystals.datasets), crystals.skipped)
+    if on_error == "skip":
+        first = crystals.datasets[0]
+        crystals = crystals.with_labels(without_lost(np.asarray(first.targets), chosen, first.ids))
+    return crystals, chosen

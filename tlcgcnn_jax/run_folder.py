@@ -1,6 +1,8 @@
 """The folder of a run: made, resumed with the same settings or not at all, and filled in the end."""
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +73,16 @@ def finish_run(
 
 
 def check_run_folder(folder: Path, resume: bool) -> None:
-    """Raise `InputError` for a folder with a run at work, or with something in it unless a run is to be resumed."""
+    """Raise `InputError` for a folder with a run at work, or with something in it unless a run is to be resumed.
+
+    And for one that cannot be written, which would show when the crystals are packed and the sources ranked.
+    """
     if is_at_work(folder):
         raise at_work(folder, "run")
+    path = folder.absolute()
+    nearest = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{folder}: cannot be written: {os.strerror(errno.EACCES)}; choose another folder")
     _check_free(folder, resume)
 
 
@@ -82,7 +91,8 @@ def _check_free(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the run")
     started = (folder / SETTINGS).is_file()
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not (resume and started):
+    others = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, ".DS_Store"}
+    if others and not (resume and started):
         unfinished = started and not (folder / METRICS).is_file()
         hint = "it holds an unfinished run: use resume (--resume) to go on, or give" if unfinished else "give"
         nothing = " and holds no run to resume" if resume else ""

@@ -110,7 +110,8 @@ class SourceChoice:
         """
         if len(self._targets) != 1 or self._targets[0].outputs > 2:
             raise InputError("sources are ranked for one property or two classes: name one source, or learn one target")
-        labels = transform_labels(np.asarray(self._crystals.datasets[0].targets), self._targets)[:, 0]
+        first = self._crystals.datasets[0]
+        labels = transform_labels(np.asarray(first.targets), self._targets, first.ids)[:, 0]
         self.ranked = True
         return rank_sources(self._crystals, self.models, labels, self._rows, self._seed, self._progress)
 

@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tlcgcnn_jax.crystal import Crystal, Record, formula, make_crystal
 from tlcgcnn_jax.entries import ID_COLUMNS, Entry
 from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import cannot_read, user_path
-from tlcgcnn_jax.labels import as_float, in_their_order, is_in_order, joined, numbers, plain, read_sheet
+from tlcgcnn_jax.labels import as_float, has_column, in_their_order, is_in_order, joined, numbers, plain, read_sheet
 from tlcgcnn_jax.objects import object_entries
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structure_json import crystal_from_json
@@ -91,7 +92,8 @@ def read_structures(
         targets: Columns to read as labels; none are needed to predict.
         labels: Joined to the crystals by id: the path of a CSV with a header, a DataFrame, or a Series or dictionary
             from ids to labels. Beside crystals in memory also a list or an array, in their order.
-        id_column: Column that holds the ids; by default the first of id, material_id, name, file, jid.
+        id_column: Column that holds the ids, of the crystals, of the labels or of both; by default the first of id,
+            material_id, name, file, jid.
         on_error: "raise" stops at crystals that cannot be used; "skip" leaves them out and lists them
             in `.skipped`.
 
@@ -174,13 +176,15 @@ def scan(
         reader = readers.find_reader(path)
         _hash_files(digest, path, reader)
         digest.update(b"ids of rows\0" if reader == "ase" else b"")  # which were others in versions before
-        entries = list(readers.read_entries(path, reader, wanted if labels is None else (), id_column))
+        read = partial(readers.read_entries, path, reader, wanted if labels is None else ())
+        entries = _entries(read, id_column, labels)
         if passed := readers.passed_over(path, reader, entries):
             logger.warning("%s", passed)
         name = str(path)
     else:
         reader = "objects"
-        entries = list(object_entries(source, id_column))
+        source = list(source) if isinstance(source, Iterator) else source  # which may be read twice
+        entries = _entries(partial(object_entries, source), id_column, labels)
         _hash_entries(digest, entries)
         name = "the DataFrame" if hasattr(source, "columns") else "what was given"
     if not entries:
@@ -210,6 +214,18 @@ def scan(
         reason = skipped[0].reason
         raise InputError((advised(reason) if items else reason) + more)
     return Scan(items, skipped, columns, digest.hexdigest())
+
+
+def _entries(read: Callable[[str | None], Iterable[Entry]], id_column: str | None, labels: Any) -> list[Entry]:
+    """All crystals; by ids of their own where none has the column that was asked for, but the labels have it."""
+    of_labels = id_column and has_column(labels, id_column)
+    try:
+        entries = list(read(id_column))
+    except InputError:  # as a DataFrame tells it
+        if not of_labels:
+            raise
+        entries = []
+    return list(read(None)) if of_labels and all(entry.problem for entry in entries) else entries
 
 
 def _checked(entries: list[Entry], targets: tuple[str, ...]) -> tuple[list[Item], list[Skipped]]:
@@ -269,7 +285,8 @@ def _hash_files(digest: Any, path: Path, reader: str) -> None:
 
 def _hash_entries(digest: Any, entries: list[Entry]) -> None:
     for entry in entries:
-        digest.update(f"{entry.id}\0{sorted(entry.row.items(), key=lambda kv: str(kv[0]))!r}\0".encode())
+        text = f"{entry.id}\0{sorted(entry.row.items(), key=lambda kv: str(kv[0]))!r}\0"
+        digest.update(text.encode(errors="backslashreplace"))  # the id may be that of a file name that is not UTF-8
         if entry.format in ("cif", "poscar"):
             with contextlib.suppress(OSError):  # told where the file is read
                 digest.update(Path(entry.payload).read_bytes())

@@ -1,5 +1,6 @@
 """A study: the whole grid of runs, resumable, in this machine's processes or on a cluster, with its report."""
 
+import hashlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -229,7 +230,9 @@ def _pack(
     learnt = [learnt_target(target)]
     losses.transform_labels(np.asarray(some.targets), learnt, some.ids)  # refused now, not by the first run
     losses.check_varied(np.asarray(first.targets)[rows], learnt)
-    return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64)), others
+    # To four digits: what another version packs anew is the same.
+    volumes = hashlib.sha256(" ".join(f"{volume:.4g}" for volume in some.volume.tolist()).encode()).hexdigest()
+    return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64), volumes), others
 
 
 def _keep_splits(

@@ -15,6 +15,7 @@ from tlcgcnn_jax.strategies import (
     BLEND,
     DESCRIPTORS,
     ENSEMBLE,
+    STRATEGIES,
     EnsembleStrategy,
     FeatureStrategy,
     Strategy,
@@ -234,6 +235,8 @@ class StudyConfig:
         require(
             not alike, f"sources are named {', '.join(sorted(alike))}: give each a name of its own, also as a file's"
         )
+        taken = [own.name for own in self.own if own.name in {AUTO, *STRATEGIES, *BASELINES}]
+        require(not taken, f"own strategy {', '.join(taken)}: there is one of this name already; give another")
         strange = [name for name in self.baselines if name not in BASELINES]
         require(not strange, f"no baseline {', '.join(strange)}; there are: {', '.join(BASELINES)}")
         for source in self.sources:

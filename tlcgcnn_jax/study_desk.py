@@ -75,7 +75,8 @@ class Desk:
             InputError: None is left: there is none, or the target's `leave_out` takes them all.
         """
         chosen = self.target(target)
-        found = {name: model for name, model in self._all.items() if not left_out(chosen, name)}
+        plain = {sized: name for (name, _), sized in called(self._places).items()}
+        found = {name: model for name, model in self._all.items() if not left_out(chosen, name, plain.get(name, name))}
         if not found:
             raise InputError(
                 f"target {target}: no source is left for {AUTO} and {ALL}: there are {', '.join(self._all) or 'none'}, "
@@ -124,17 +125,21 @@ class Desk:
 
     def split(self, name: str, size: int, seed: int) -> Split:
         """The crystals of one run."""
-        target, known = self.target(name), set()
+        target = self.target(name)
         sizes = training_sizes(self.study, target)
         if target.splits:
             return self.keep(("split", name, seed), lambda: given_split(self._given(name)[seed], sizes, seed))[size]
-        if self.study.disjoint:
-            # One of the pool that is left out is never met by this target.
-            met = {n: m for n, m in self._all.items() if not (n in self._pool and left_out(target, n))}
-            known = {formula for model in met.values() for formula in model.formulas}
-        formulas = self.results.crystals(name).formulas
+        formulas, known = self.results.crystals(name).formulas, self._known(target)
         make = functools.partial(study_split, formulas, sizes, seed, self.study.test, self.study.val, known)
         return self.keep(("split", name, seed), make)[size]
+
+    def _known(self, target: StudyTarget) -> set[str]:
+        """Formulas that neither test nor validate, since a source has seen them."""
+        if target.splits or not self.study.disjoint:
+            return set()
+        # One of the pool that is left out is never met by this target.
+        met = {name: model for name, model in self._all.items() if not (name in self._pool and left_out(target, name))}
+        return {formula for model in met.values() for formula in model.formulas}
 
     def trials(self, name: str, size: int, seed: int) -> list[Split]:
         """Divisions of the training and validation crystals of one run: the split itself, or the folds of these.
@@ -145,12 +150,18 @@ class Desk:
         split = self.split(name, size, seed)
         if not self.study.folds:
             return [split]
-        given = np.concatenate([split.train, split.val])
-        formulas = self.results.crystals(name).formulas
-        groups = [formulas[row] for row in given.tolist()]
-        dealt = self.keep(("trials", name, size, seed), lambda: deal(given, self.study.folds, seed, groups))
+
+        def make() -> list[Split]:
+            given, formulas = np.concatenate([split.train, split.val]), self.results.crystals(name).formulas
+            seen = np.isin([formulas[row] for row in given.tolist()], sorted(self._known(self.target(name))))
+            groups = [formulas[row] for row in given[~seen].tolist()]
+            folds = deal(given[~seen], self.study.folds, seed, groups)
+            return [replace(fold, train=np.concatenate([fold.train, given[seen]])) for fold in folds]
+
+        dealt = self.keep(("trials", name, size, seed), make)
         if (fewest := min(len(trial.train) for trial in dealt)) < 5:
-            raise InputError(f"target {name}: a fold leaves {fewest} of {len(given)} crystals to train on: raise sizes")
+            given = len(split.train) + len(split.val)
+            raise InputError(f"target {name}: a fold leaves {fewest} of {given} crystals to train on: raise sizes")
         return dealt
 
     def candidates(self, cell: Cell) -> dict[str, Model]:

@@ -101,9 +101,9 @@ def grid(
     return computed, list(dict.fromkeys(combined))
 
 
-def left_out(target: StudyTarget, source: str) -> bool:
-    """Whether a source knows a target's very property, as the study's configuration says."""
-    return any(fnmatch.fnmatchcase(source, pattern) for pattern in target.leave_out)
+def left_out(target: StudyTarget, *names: str) -> bool:
+    """Whether a source, by any of its names, knows a target's own property, as the study's configuration says."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in target.leave_out)
 
 
 def _origins(
