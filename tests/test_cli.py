@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pymatgen.core import Structure
 from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 
 from tlcgcnn_jax import checkpoint, cli, options
@@ -95,7 +96,7 @@ def test_train_reports_errors_in_the_unit_of_the_target(place):
 
 @pytest.mark.parametrize("strategy, seeds", [("full", 1), ("frozen", 2), ("head", 1), ("scratch", 1)])
 def test_transfer_knows_every_strategy(place, tmp_path, strategy, seeds):
-    arguments = ("--source", place / "run", "--strategy", strategy, "--target", K, "--seeds", seeds)
+    arguments = ("--source", place / "run", "--strategy", strategy, "--target", K, "--seeds", seeds, "--val-size", 9)
     assert command("transfer", place / "ds", *arguments, "--epochs", 1, *BATCH, "--out", tmp_path / "out") == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"mae", "rmse", "r2"} <= metrics["test"].keys() & metrics["val"].keys()
@@ -259,7 +260,38 @@ def test_the_other_verbs(place, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "property" in printed
     for name in shipped():
-        assert re.search(rf"^{name} .* [1-9][\d,]* +(MAE|ROC-AUC) 0\.\d{{3,4}}$", printed, re.MULTILINE), name
+        assert re.search(rf"^{name} .* [1-9][\d,]* +(MAE|ROC-AUC) \d+\.\d{{3,4}}$", printed, re.MULTILINE), name
+
+
+def write_cifs(folder, crystals):
+    folder.mkdir()
+    for record in crystals:
+        Structure(*record.structure).to(str(folder / f"{record.id}.cif"))
+    return folder
+
+
+def test_the_three_commands_of_the_readme(place, tmp_path, monkeypatch):
+    """With two small sources in place of the shipped ones, and a sheet in German that has more rows than crystals."""
+    for name in ("one", "other"):
+        load_bundle(place / "run").save(tmp_path / "zoo" / name)
+    monkeypatch.setattr("tlcgcnn_jax.zoo.folder", lambda: tmp_path / "zoo")
+    known = {record.id: record.targets[K] for record in records(24)}
+    lines = ["id;Modul;Notiz", *(f"{name};{value:.3f};gut".replace(".", ",") for name, value in known.items())]
+    (tmp_path / "sheet.csv").write_text("\n".join(lines))
+    cifs, new = write_cifs(tmp_path / "cifs", records(24)[:20]), write_cifs(tmp_path / "new", records(24)[20:])
+    given = ("--labels", tmp_path / "sheet.csv", "--target", "Modul", "--unit", "GPa", "--transform", "log10",
+             "--source", "auto", "--strategy", "auto", "--out", tmp_path / "run")  # fmt: skip
+    assert command("transfer", cifs, *given, "--val-size", 9, "--seed", 1, "--seeds", 1, "--epochs", 1, *BATCH) == 0
+    assert {row["id"] for row in table(tmp_path / "run" / "skipped.csv")} == {record.id for record in records(24)[20:]}
+    for row in table(tmp_path / "run" / "test_results.csv"):
+        assert float(row["target"]) == pytest.approx(known[row["id"]], rel=1e-4)
+    assert command("report", tmp_path / "run") == 0
+    assert "Modul" in (tmp_path / "run" / "report.html").read_text()
+    assert command("predict", tmp_path / "run", new, "--out", tmp_path / "predictions.csv") == 0
+    rows = table(tmp_path / "predictions.csv")
+    assert list(rows[0]) == ["id", "prediction", "std", "low", "high", "novelty"]
+    assert {row["id"] for row in rows} == {record.id for record in records(24)[20:]}
+    assert all(0 < float(row["low"]) < float(row["prediction"]) < float(row["high"]) for row in rows)
 
 
 # --- the split ----------------------------------------------------------------------------------------
@@ -455,7 +487,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
 
 @pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full", "blend:full+frozen"])
 def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, strategy):
-    """After the first ten epochs of the second phase or part, of which it makes the rest; a blend deals its crystals."""
+    """It goes on after the first ten epochs of the second phase or part; a blend deals its crystals."""
     dealt = strategy.startswith("blend")
     data = write_lines(tmp_path / "more.jsonl", records(34)) if dealt else place / "ds"
     again = ("transfer", data, "--target", K, "--source", place / "run", "--strategy", strategy,

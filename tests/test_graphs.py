@@ -238,7 +238,7 @@ def test_same_neighbours_in_the_order_of_the_original(shared_data, name: str, st
 
 
 def test_fast(shared_data) -> None:
-    """Measured at 180 times; the limit leaves room for a busy machine, and so does the best of five times of some ms."""
+    """Measured at 180 times; the limit, and the best of five times some milliseconds, leave room for a busy machine."""
     crystals = real_crystals(shared_data, 500)
     original_neighbours(crystals[0][0])
     start = time.perf_counter()

@@ -99,7 +99,7 @@ def test_the_command_saves_a_model(tmp_path, capsys):
     assert saved.targets == (Target("k", "GPa", transform="log10"),)
     jax.tree.map(np.testing.assert_array_equal, saved.members, import_cgcnn(tmp_path / "network.npz").members)
     assert command("import-cgcnn", tmp_path / "absent.npz", "--out", tmp_path / "other") == 1
-    assert "absent.npz: no such file" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert "absent.npz: there is no such file" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def without(name):

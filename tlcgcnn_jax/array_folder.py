@@ -1,17 +1,18 @@
 """A folder of arrays: NumPy files with a manifest and checksums, written whole or not at all, mapped when read."""
 
 import contextlib
+import csv
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.files import user_path
 
 FORMAT = "tlcgcnn_jax dataset"
@@ -240,3 +241,15 @@ def _map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         found = f"{array.dtype} {array.shape}"
         raise InputError(f"{path} is damaged: {found} was found, {np.dtype(dtype)} {shape} expected: {_AGAIN}")
     return array
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """List crystals that were left out; where there are none, no list of an earlier time stays."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    # A crystal may be left out because the name of its file is no text.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["id", "where", "reason"])
+        writer.writerows([one.id, one.where, one.reason] for one in skipped)

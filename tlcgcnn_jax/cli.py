@@ -1,7 +1,6 @@
 """The command line: it parses, calls, and turns errors into one line and an exit status."""
 
 import argparse
-import csv
 import logging
 import os
 import shlex
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tlcgcnn_jax
-from tlcgcnn_jax.array_folder import SKIPPED
+from tlcgcnn_jax.array_folder import SKIPPED, write_skipped
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.machine import check_device
@@ -357,16 +356,10 @@ def _verb(verbs: Any, name: str, run: Any, summary: str) -> argparse.ArgumentPar
 
 def _tell_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     """List the crystals that were left out, in a file (if there is one) and in a line."""
-    if not skipped:
-        if path is not None:
-            path.unlink(missing_ok=True)  # of a run before this one
-        return
     if path is not None:
-        # A crystal may be left out because the name of its file is no text.
-        with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(["id", "where", "reason"])
-            writer.writerows([s.id, s.where, s.reason] for s in skipped)
+        write_skipped(path, skipped)
+    if not skipped:
+        return
     listed = f", listed in {path}" if path is not None else ""
     many = "s" if len(skipped) > 1 else ""
     print(f"{len(skipped):,} crystal{many} left out{listed}; the first: {skipped[0].reason}", file=sys.stderr)

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlcgcnn_jax.entries import Entry, id_text
-from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.files import user_path
 
 # Spreadsheets, pandas and databases write no value in ways of their own, which must not pass for text.
@@ -109,6 +109,15 @@ def in_their_order(labels: Any, entries: Sequence[Entry], targets: Sequence[str]
         replace(entry, row={**entry.row, targets[0]: value}, labelled=f"labels:{number}")
         for number, (entry, value) in enumerate(zip(entries, values, strict=True))
     ]
+
+
+def most_of_all(skipped: Iterable[Skipped], used: int) -> list[Skipped]:
+    """Crystals that were left out, where they are more than those that are used: a wrong column, or a wrong folder.
+
+    Rows of labels without a crystal do not count.
+    """
+    bad = [one for one in skipped if NO_STRUCTURE not in one.reason]
+    return bad if len(bad) > used else []
 
 
 def has_column(labels: Any, name: str) -> bool:

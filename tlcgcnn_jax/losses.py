@@ -113,9 +113,9 @@ def without_lost(values: np.ndarray, targets: Sequence[Target], ids: Sequence[st
     """
     out = np.array(values)
     for column, target in enumerate(targets):
-        lost = np.flatnonzero(out[:, column] <= 0) if target.transform != "identity" else ()
+        lost = np.flatnonzero(out[:, column] <= 0) if target.transform != "identity" else np.array([], int)
         if len(lost):
-            some = ", ".join(ids[row] for row in lost[:5]) + (", …" if len(lost) > 5 else "")
+            some = ", ".join(ids[int(row)] for row in lost[:5]) + (", …" if len(lost) > 5 else "")
             logger.warning(
                 "%s: %d labels are not positive and have no %s: these crystals count as unlabelled (%s)",
                 target.name, len(lost), target.transform, some,

@@ -161,10 +161,10 @@ def check_whole(options: argparse.Namespace, dataset: Any, name: str) -> None:
 
 def check_few_left_out(options: argparse.Namespace, packed: Any) -> None:
     """`InputError` where most crystals are left out and nobody has asked for that: it is a wrong column or folder."""
-    from tlcgcnn_jax.labels import NO_STRUCTURE
+    from tlcgcnn_jax.labels import most_of_all
 
-    bad, used = [one for one in packed.skipped if NO_STRUCTURE not in one.reason], len(packed)
-    if options.on_error is None and len(bad) > used:
+    bad, used = most_of_all(packed.skipped, len(packed)), len(packed)
+    if options.on_error is None and bad:
         raise InputError(
             f"{len(bad):,} of {len(bad) + used:,} crystals cannot be used; the first: {bad[0].reason}; "
             f"--on-error skip goes on with the other {used:,}"

@@ -70,7 +70,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path, *, ti
         ]
         if marks:
             text = f"kept: epoch {marks[0][0]}, score {marks[0][1]:.3g}" if len(marks) == 1 else "kept epochs"
-            axes.scatter(*zip(*marks, strict=True), s=46, color=VERMILLION, edgecolor=INK, zorder=5, label=text)
+            dots = axes.scatter(*zip(*marks, strict=True), s=46, color=VERMILLION, edgecolor=INK, zorder=5, label=text)
+            dots.set_clip_on(False)  # that of the last epoch stands on the edge
         if everything and min(everything) > 0 and max(everything) > 10 * min(everything):
             log_axis(axes, "y", min(everything), max(everything))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.analysis import Analysis, analyse, write_analysis
+from tlcgcnn_jax.array_folder import SKIPPED, write_skipped
 from tlcgcnn_jax.bundle import Model, load_bundle
 from tlcgcnn_jax.config import GraphConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import build_dataset
@@ -20,6 +21,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import check_pairs
 from tlcgcnn_jax.files import file_name, only_one, read_json, to_json, user_path, write_whole
 from tlcgcnn_jax.fine_tuning import network_of
+from tlcgcnn_jax.labels import most_of_all
 from tlcgcnn_jax.machine import in_float32, processor, versions
 from tlcgcnn_jax.optim import rate_tree
 from tlcgcnn_jax.results import (
@@ -214,7 +216,13 @@ def _pack(
                 target.data, targets=(target.column,), labels=target.labels or None, id_column=target.id_column or None,
                 graph=graph, out=place, on_error="skip", progress=progress,
             )  # fmt: skip
+            write_skipped(place / SKIPPED, datasets[place].skipped)
     first = next(iter(datasets.values()))
+    if bad := most_of_all(first.skipped, len(first)):
+        raise InputError(
+            f"{name}: {len(bad):,} of {len(bad) + len(first):,} crystals cannot be used; the first: {bad[0].reason}; "
+            "give data without them"
+        )
     usable = set.intersection(*(set(dataset.ids) for dataset in datasets.values()))
     rows = [
         row for row, id_ in enumerate(first.ids) if id_ in usable and np.isfinite(np.asarray(first.targets[row])).all()
@@ -222,8 +230,8 @@ def _pack(
     used = {first.ids[row] for row in rows}
     others = [id_ for id_ in (*first.ids, *(one.id for one in first.skipped)) if id_ not in used]
     if others:
-        bad = f"; the first of {len(first.skipped)} that cannot: {first.skipped[0].reason}" if first.skipped else ""
-        logger.warning("%s: %d crystals without a label or that cannot be used are left out%s", name, len(others), bad)
+        told = f"; the first of {len(first.skipped)} that cannot: {first.skipped[0].reason}" if first.skipped else ""
+        logger.warning("%s: %d crystals without a label or that cannot be used are left out%s", name, len(others), told)
     if not rows:
         raise InputError(f"{target.data}: not one crystal with a label in column {target.column}")
     some = labelled(first.select(rows), target)
@@ -268,6 +276,9 @@ def _train_source(
     target = Target(source.column, transform=source.transform)
     packed = folder / SOURCES / f"{file_name(name)}-dataset"
     dataset = build_dataset(source.data, targets=(source.column,), out=packed, on_error="skip", progress=progress)
+    if dataset.skipped:
+        told = len(dataset.skipped), dataset.skipped[0].reason
+        logger.warning("source %s: %d crystals cannot be used and are left out; the first: %s", name, *told)
     known = np.isfinite(np.asarray(dataset.targets[:, 0]))
     rows = np.flatnonzero(known & np.array([formula not in formulas for formula in dataset.formulas]))
     split = random_split(len(rows), 0, 0.9, 0.05, 0.05, groups=[dataset.formulas[row] for row in rows])

@@ -152,7 +152,8 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
     """What the card tells beside the metrics: data, licence, what was left out, settings, errors in words."""
     counts, formulas = packed.counts, packed.dataset.formulas
     each = "; ".join(" and ".join(map(str, epochs)) for epochs in source.rounds)
-    last = ", the last one on nine tenths of the validation crystals as well" if source.val_trains else ""
+    last = ", the last one on nine tenths of the validation crystals as well, with its last weights kept"
+    rounds = f"{each} epochs, each round from where the one before ended" + last * source.val_trains
     by = "by formula: the tenths 0 and 1 of its hash test and validate, in all shipped sources alike"
     return {
         "name": source.name,
@@ -164,7 +165,7 @@ def card_notes(source: Source, packed: Packed, result: Result) -> dict[str, Any]
         "split": "rows at random, 80/10/10, seed 0" if len(set(formulas)) == 1 else by,
         "crystals trained on": len(result.split.train),
         "start": f"{' and '.join(source.starts)}, all of it trained further" if source.starts else "fresh weights",
-        **({"rounds": f"{each} epochs, each round from where the one before ended{last}"} if each else {}),
+        **({"rounds": rounds} if each else {}),
         "settings": ", ".join(f"{name} {value}" for name, value in to_dict(source.training).items()),
         **{f"test of {t.name}": in_words(test_metrics(result.metrics, t.name), t) for t in source.targets},
         "made by": f"experiments/zoo/train.py {source.name}",
