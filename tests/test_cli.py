@@ -479,7 +479,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
     assert "--resume" in said()
     assert command("report", tmp_path / "cut") == 1
     assert "not finished" in said()
-    assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
+    with monkeypatch.context() as patch:
+        saved = saved_epochs(patch)
+        assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
+    assert saved == ([3] if seeds == 1 else [2, 3])  # what came before was not trained again
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     for name in ("metrics.json", "test_results.csv"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name

@@ -317,7 +317,7 @@ def run_models(_: argparse.Namespace, __: argparse.ArgumentParser) -> None:
             error = f"MAE {test['mae']:.4f}" if "mae" in test else f"ROC-AUC {test.get('roc_auc', float('nan')):.3f}"
             crystals = model.notes.get("crystals trained on", 0)
             print(f"{name:<29} {target.name:<32} {target.unit:<8} {crystals:>8,}  {error}")
-    print(f"{', '.join(PREDICTORS)}: to predict with; --source auto leaves it out, as no better a source")
+    print(f"{', '.join(PREDICTORS)}: to predict with; --source auto leaves it out")
 
 
 def run_import(options: argparse.Namespace, _: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from tlcgcnn_jax.model_folder import CONFIG
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-PREDICTORS = ("mp-formation-energy-ensemble",)  # they predict better than sources of their property, transfer no better
+PREDICTORS = ("mp-formation-energy-ensemble",)  # no source of "auto", without which all studies were made
 
 
 def folder() -> Path:
