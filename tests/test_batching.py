@@ -12,8 +12,8 @@ from tlcgcnn_jax.batching import (
     epoch_length,
     pad_budget,
     padding_waste,
+    rounded_up,
     stack_batches,
-    stack_length,
 )
 
 
@@ -90,13 +90,13 @@ def test_waste_by_hand():
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 15, 16, 17, 31, 100, 1000, 12345])
-def test_stack_length(n):
-    assert n <= stack_length(n) <= n * 9 / 8
-    assert stack_length(stack_length(n)) == stack_length(n)
+def test_rounded_up(n):
+    assert n <= rounded_up(n) <= n * 9 / 8
+    assert rounded_up(rounded_up(n)) == rounded_up(n)
 
 
 def test_few_lengths():
-    assert len({stack_length(n) for n in range(1000, 1100)}) <= 3
+    assert len({rounded_up(n) for n in range(1000, 1100)}) <= 3
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(300, 32), (2000, 32), (2000, 128)])

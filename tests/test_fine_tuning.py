@@ -399,11 +399,13 @@ def test_a_head_that_is_kept_goes_on_saying_what_it_said():
     """Also where the training crystals of the target set another scale than those of the source."""
     model = dataclasses.replace(source(), normaliser=Normaliser(np.full(1, 2.0), np.full(1, 3.0)))
     as_is = Strategy("as_is", "", (), (("*", 0.0),))
-    for called in (toy.ENERGY, dataclasses.replace(toy.ENERGY, unit="meV/atom")):
+    for called in (toy.ENERGY, dataclasses.replace(toy.ENERGY, unit="")):
         found = start(toy.dataset(), (called,), as_is, [model], JOBS[0])
         said = outputs(found.variables)[:, 0] * found.normaliser.std[0] + found.normaliser.mean[0]
         np.testing.assert_allclose(said, outputs(model.members[0])[:, 0] * 3 + 2, rtol=1e-5)
     assert found.normaliser.std[0] != pytest.approx(3, rel=0.01)
+    other = start(toy.dataset(), (dataclasses.replace(toy.ENERGY, unit="GPa"),), as_is, [model], JOBS[0])
+    np.testing.assert_array_equal(outputs(other.variables), outputs(model.members[0]))  # of another property: as loaded
 
 
 def test_keep_head_is_least_squares():

@@ -66,9 +66,7 @@ def test_labels_without_a_logarithm_are_missing_where_bad_crystals_are_skipped(c
     with pytest.raises(InputError, match=rf"needs positive values, found -1 \({crystals[3].id}; 2 in all\)"):
         fit(crystals, target, **SMALL)
     found = fit(crystals, target, on_error="skip", **SMALL)
-    assert f"2 labels are not positive and have no log10: these crystals count as unlabelled ({crystals[3].id}, " in (
-        caplog.text
-    )
+    assert f"2 labels are not positive and have no log10: they count as missing ({crystals[3].id}, " in (caplog.text)
     assert sum(len(rows) for rows in (found.split.train, found.split.val, found.split.test)) == 18
     assert len(found.predictions.ids) == 20
     lines = write_lines(tmp_path / "c.jsonl", crystals)

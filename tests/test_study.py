@@ -108,7 +108,9 @@ def test_most_crystals_are_not_left_out_of_a_study(tmp_path):
     (tmp_path / "sheet.csv").write_text("\n".join(["id,k", *(f"{one.id},{len(one.id)}" for one in tiny.records(9))]))
     target = StudyTarget("k.jsonl", "k", labels="sheet.csv", name="K")
     study = dataclasses.replace(STUDY, targets=(target,), sources=(), pool="", strategies=())
-    with pytest.raises(InputError, match="K: 11 of 20 crystals cannot be used; the first: .*; give data without them"):
+    with pytest.raises(
+        InputError, match='K: 11 of 20 crystals cannot be used; the first: .*; on_error = "skip" in the study'
+    ):
         run_study(study, tmp_path / "out", data=tmp_path, workers=1)
     assert len(tiny.table(tmp_path / "out" / "datasets" / "K" / "skipped.csv")) == 11
 

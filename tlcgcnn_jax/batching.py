@@ -118,13 +118,13 @@ def padding_waste(n_atom: np.ndarray, n_row: np.ndarray, plan: Sequence[np.ndarr
     return float(1 - min(nodes, rows))
 
 
-def stack_length(n_batch: int) -> int:
-    """`n_batch` rounded up so that data sets of nearly equal size share one compiled scan.
+def rounded_up(size: int) -> int:
+    """A size of padded arrays, or a number of batches, rounded up by an eighth at most.
 
-    At most an eighth is added; the added batches are empty, and are skipped at no cost.
+    So data sets of nearly equal size share one compiled program. Batches that are added are skipped at no cost.
     """
-    step = 1 << max(n_batch.bit_length() - 4, 0)
-    return -(-n_batch // step) * step
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
 
 
 def epoch_length(n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget) -> int:
@@ -139,7 +139,7 @@ def epoch_length(n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget) -> in
     """
     sums = (n_atom.sum(dtype=np.int64), n_row.sum(dtype=np.int64), len(n_atom))
     fewest = max(-(-int(total) // (room - 1)) for total, room in zip(sums, budget[:3], strict=True))
-    return stack_length(fewest + 1 + fewest // 8)
+    return rounded_up(fewest + 1 + fewest // 8)
 
 
 def stack_batches(

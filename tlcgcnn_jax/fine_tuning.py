@@ -318,10 +318,12 @@ def refit_output(
 
 
 def _learnt_alike(some: Sequence[Target], others: Sequence[Target]) -> bool:
-    """Whether outputs for some targets can be outputs for others, whatever these are called."""
-    return [(one.outputs, one.kind, one.transform) for one in some] == [
-        (one.outputs, one.kind, one.transform) for one in others
-    ]
+    """Whether outputs for some targets are outputs for others, whatever these are called."""
+    return len(some) == len(others) and all(
+        (one.outputs, one.kind, one.transform) == (other.outputs, other.kind, other.transform)
+        and (one.unit == other.unit or not (one.unit and other.unit))
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def on_scale(member: Variables, targets: Sequence[Target], learnt: Normaliser, scale: Normaliser) -> Variables:

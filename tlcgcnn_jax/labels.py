@@ -111,7 +111,7 @@ def in_their_order(labels: Any, entries: Sequence[Entry], targets: Sequence[str]
     ]
 
 
-def most_of_all(skipped: Iterable[Skipped], used: int) -> list[Skipped]:
+def bad_majority(skipped: Iterable[Skipped], used: int) -> list[Skipped]:
     """Crystals that were left out, where they are more than those that are used: a wrong column, or a wrong folder.
 
     Rows of labels without a crystal do not count.

@@ -103,21 +103,24 @@ def transform_labels(values: np.ndarray, targets: Sequence[Target], ids: Sequenc
     return out
 
 
-def without_lost(values: np.ndarray, targets: Sequence[Target], ids: Sequence[str]) -> np.ndarray:
+def without_nonpositive(
+    values: np.ndarray, targets: Sequence[Target], ids: Sequence[str], most: bool = True
+) -> np.ndarray:
     """Values of which those without a logarithm, where that is learnt, are missing; a warning names them.
 
     Args:
         values: [n, n_target] in the targets' units.
         targets: The targets, in the order of the columns.
         ids: Of the crystals.
+        most: Also where more values are lost than stay; otherwise these are left to `transform_labels`, which raises.
     """
     out = np.array(values)
     for column, target in enumerate(targets):
         lost = np.flatnonzero(out[:, column] <= 0) if target.transform != "identity" else np.array([], int)
-        if len(lost):
+        if len(lost) and (most or 2 * len(lost) <= np.isfinite(out[:, column]).sum()):
             some = ", ".join(ids[int(row)] for row in lost[:5]) + (", …" if len(lost) > 5 else "")
             logger.warning(
-                "%s: %d labels are not positive and have no %s: these crystals count as unlabelled (%s)",
+                "%s: %d labels are not positive and have no %s: they count as missing (%s)",
                 target.name, len(lost), target.transform, some,
             )  # fmt: skip
             out[lost, column] = np.nan

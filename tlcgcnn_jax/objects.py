@@ -12,6 +12,7 @@ from tlcgcnn_jax.labels import check_header, id_columns
 from tlcgcnn_jax.readers import path_entry
 
 _FLAT = {"lattice", "species", "frac_coords"}
+_NAMES = ("name", "file")  # columns of which several crystals may have the same
 _EXPECTED = "a pymatgen Structure, a Record, ASE Atoms, a dictionary of a structure, or a path"
 
 
@@ -118,12 +119,12 @@ def _geometry(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
 def _id_column(columns: list[str], rows: list[dict[str, Any]], id_column: str | None, index: Any) -> str | None:
     """The column of the ids: that which is asked for, or the first of the usual names that holds any.
 
-    None where there is no such column, or where its cells repeat and the index names each row.
+    None where there is no such column, or where names in it repeat and the index names each row.
     """
     is_named = index.is_unique and (index.name is not None or any(isinstance(name, str) for name in index))
     for column in (columns[place] for place in id_columns(columns, id_column, ID_COLUMNS)):
         texts = [text for row in rows if (text := id_text(row[column]))]
-        is_usual = column in ID_COLUMNS and not is_named
+        is_usual = column in ID_COLUMNS and not (is_named and column in _NAMES)
         # In other capitals it may be anything that happens to be called so.
         if column == id_column or (texts and (is_usual or len(set(texts)) == len(texts))):
             return column

@@ -161,9 +161,9 @@ def check_whole(options: argparse.Namespace, dataset: Any, name: str) -> None:
 
 def check_few_left_out(options: argparse.Namespace, packed: Any) -> None:
     """`InputError` where most crystals are left out and nobody has asked for that: it is a wrong column or folder."""
-    from tlcgcnn_jax.labels import most_of_all
+    from tlcgcnn_jax.labels import bad_majority
 
-    bad, used = most_of_all(packed.skipped, len(packed)), len(packed)
+    bad, used = bad_majority(packed.skipped, len(packed)), len(packed)
     if options.on_error is None and bad:
         raise InputError(
             f"{len(bad):,} of {len(bad) + used:,} crystals cannot be used; the first: {bad[0].reason}; "
@@ -187,14 +187,15 @@ def run_data(
 def labelled(options: argparse.Namespace, parser: argparse.ArgumentParser, packed: Any) -> tuple[Any, list[Target]]:
     """The crystals with the columns that are asked for alone, without labels that cannot be learnt, and the targets."""
     from tlcgcnn_jax.graph_sets import GraphSets
-    from tlcgcnn_jax.losses import without_lost
+    from tlcgcnn_jax.losses import without_nonpositive
 
     names = tuple(options.target) or packed.datasets[0].target_names
     packed = GraphSets(tuple(dataset.with_targets(names) for dataset in packed.datasets), packed.skipped)
     first = packed.datasets[0]
     targets = column_targets(options, parser, first)
     if options.on_error != "raise":
-        packed = packed.with_labels(without_lost(first.targets, targets, first.ids))
+        most = options.on_error == "skip"
+        packed = packed.with_labels(without_nonpositive(first.targets, targets, first.ids, most))
     return packed, targets
 
 

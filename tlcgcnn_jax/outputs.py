@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, stack_batches, stack_length
+from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, pad_budget, rounded_up, stack_batches
 from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
 from tlcgcnn_jax.model import (
     CGCNN,
@@ -95,7 +95,7 @@ def device_stacks(
     One stack has `length` batches, or more where the plan does.
     """
     limit = max(1, STACK_BYTES // (16 * budget.n_row * budget.places))
-    length = min(max(length, stack_length(len(plan))), limit)
+    length = min(max(length, rounded_up(len(plan))), limit)
     for first in range(0, len(plan), length):
         yield jax.device_put(stack_batches(dataset, labels, plan[first : first + length], budget, length))
 
@@ -177,7 +177,7 @@ def common_budget(dataset: CrystalDataset, batch_size: int) -> PadBudget:
     """A budget to predict with, rounded up so that most sets of crystals share a few shapes, each compiled once."""
     exact = pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
     nodes, rows = max(exact.n_node, FEWEST_NODES), max(exact.n_row, FEWEST_ROWS)
-    return PadBudget(stack_length(nodes), stack_length(rows), stack_length(exact.n_graph), exact.places)
+    return PadBudget(rounded_up(nodes), rounded_up(rows), rounded_up(exact.n_graph), exact.places)
 
 
 def padded_batches(dataset: CrystalDataset) -> Iterator[tuple[np.ndarray, Any]]:

@@ -81,7 +81,7 @@ class RunPredictions:
         test_rows: int [n_test], rows of the target's table of crystals.
         test: float [n_test].
         test_std: float [n_test], spread of the ensemble or of the regressor; NaN where there is none.
-        val_rows: int [n_val]; with folds the training crystals as well, each predicted when it was left out.
+        val_rows: int [n_val]; with folds training crystals as well, each predicted when it was left out.
         val: float [n_val].
         val_std: float [n_val].
     """
@@ -102,7 +102,7 @@ class Crystals:
         ids: [n].
         formulas: [n], reduced.
         values: float [n], in the target's unit.
-        volumes: Hash of the cells' volumes, by which structures that have changed are known; "" where it is not known.
+        volumes: Hash of the cells' volumes, which tells relaxed structures from others; "" where it is not known.
     """
 
     ids: list[str]
@@ -214,7 +214,7 @@ class StudyResults:
         return self._crystals[target]
 
 
-EXTENDED = {"strategies", "own", "baselines", "seeds", "title"}  # what a study may be gone on with
+EXTENDED = {"strategies", "own", "baselines", "seeds", "on_error", "title"}  # what a study may be gone on with
 
 
 def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
@@ -245,7 +245,7 @@ def check_study(folder: str | Path, settings: Mapping[str, Any]) -> bool:
     if changed:
         raise InputError(
             f"{folder}: holds a study with other settings ({', '.join(changed)}); give another folder (--out). "
-            f"Only {', '.join(sorted(EXTENDED))} may change"
+            f"Only {', '.join(sorted(EXTENDED))} may change, and seeds only grow"
         )
     return True
 
@@ -273,7 +273,7 @@ def start_study(folder: str | Path, study: Mapping[str, Any], crystals: Mapping[
                     f"{folder}: was begun with other crystals or labels of {name}: give the old data, or another "
                     "folder (--out)"
                 )
-            if volumes.get(name, table.volumes) != table.volumes:
+            if (volumes.get(name) or table.volumes) != table.volumes:
                 raise InputError(
                     f"{folder}: was begun with other structures of {name} (their volumes differ): give the old data, "
                     "or another folder (--out)"

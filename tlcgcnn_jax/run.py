@@ -21,7 +21,7 @@ from tlcgcnn_jax.dataset import CrystalDataset, find_dataset
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import only_one, user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
-from tlcgcnn_jax.losses import check_varied, transform_labels, without_lost
+from tlcgcnn_jax.losses import check_varied, transform_labels, without_nonpositive
 from tlcgcnn_jax.machine import in_float32, versions
 from tlcgcnn_jax.many import digest
 from tlcgcnn_jax.merging import Account
@@ -114,7 +114,8 @@ def fit(
         out: Folder for model, metrics, test results and pictures.
         labels: Joined to the crystals by id, as in `read_structures`; a dataset has its own.
         id_column: Column that holds the ids; likewise.
-        on_error: "raise" or "skip" for crystals that cannot be read.
+        on_error: "raise" or "skip" for crystals that cannot be used, and for labels without a logarithm where that is
+            learnt.
         progress: Show bars.
         resume: Go on in `out` from its last checkpoint.
 
@@ -401,5 +402,5 @@ def _prepared(
     crystals = GraphSets(tuple(dataset.with_targets(names) for dataset in crystals.datasets), crystals.skipped)
     if on_error == "skip":
         first = crystals.datasets[0]
-        crystals = crystals.with_labels(without_lost(np.asarray(first.targets), chosen, first.ids))
+        crystals = crystals.with_labels(without_nonpositive(first.targets, chosen, first.ids))
     return crystals, chosen

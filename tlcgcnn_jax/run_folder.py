@@ -75,7 +75,7 @@ def finish_run(
 def check_run_folder(folder: Path, resume: bool) -> None:
     """Raise `InputError` for a folder with a run at work, or with something in it unless a run is to be resumed.
 
-    And for one that cannot be written, which would show when the crystals are packed and the sources ranked.
+    And for one that cannot be written, which would otherwise show only after crystals were packed and sources ranked.
     """
     if is_at_work(folder):
         raise at_work(folder, "run")

@@ -49,8 +49,8 @@ class Comparison:
         gain_percent: Reduction of the mean absolute error, in per cent of the baseline's; NaN where that is 0.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        p_value: Wilcoxon's signed-rank test on the crystals' errors, two-sided; corrected for the number of comparisons
-            by `correct`.
+        p_value: Wilcoxon's signed-rank test on the crystals' errors, two-sided, and large where its ranks point the
+            other way than the gain; corrected for the number of comparisons by `correct`.
         verdict: "helps", "hurts", or "no evidence" where the interval holds zero or the test does not see it.
         n_crystals: Distinct crystals compared.
         seed_gains: Gain in each seed, in per cent; empty where repeats were averaged before.

@@ -218,14 +218,14 @@ def scan(
 
 def _entries(read: Callable[[str | None], Iterable[Entry]], id_column: str | None, labels: Any) -> list[Entry]:
     """All crystals; by ids of their own where none has the column that was asked for, but the labels have it."""
-    of_labels = id_column and has_column(labels, id_column)
     try:
         entries = list(read(id_column))
     except InputError:  # as a DataFrame tells it
-        if not of_labels:
+        if not id_column or not has_column(labels, id_column):
             raise
-        entries = []
-    return list(read(None)) if of_labels and all(entry.problem for entry in entries) else entries
+        return list(read(None))
+    absent = id_column and all(entry.problem for entry in entries) and has_column(labels, id_column)
+    return list(read(None)) if absent else entries
 
 
 def _checked(entries: list[Entry], targets: tuple[str, ...]) -> tuple[list[Item], list[Skipped]]:

@@ -21,7 +21,7 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.feature_model import check_pairs
 from tlcgcnn_jax.files import file_name, only_one, read_json, to_json, user_path, write_whole
 from tlcgcnn_jax.fine_tuning import network_of
-from tlcgcnn_jax.labels import most_of_all
+from tlcgcnn_jax.labels import bad_majority
 from tlcgcnn_jax.machine import in_float32, processor, versions
 from tlcgcnn_jax.optim import rate_tree
 from tlcgcnn_jax.results import (
@@ -171,7 +171,7 @@ def _prepared(
     kinds = [GraphConfig(), *(model.graph for model in (*models.values(), *pool.values()))]
     crystals = {}
     for target in found.targets:
-        table, unusable = _pack(folder, target, kinds, progress)
+        table, unusable = _pack(folder, target, kinds, plan.on_error == "skip", progress)
         crystals[target_name(target)] = table
         if target.splits:
             _keep_splits(folder, plan, target, table, unusable)
@@ -200,9 +200,9 @@ def _check_files(targets: Sequence[StudyTarget], sources: Sequence[StudySource])
 
 
 def _pack(
-    folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], progress: bool
+    folder: Path, target: StudyTarget, kinds: Sequence[GraphConfig], skip: bool, progress: bool
 ) -> tuple[Crystals, list[str]]:
-    """Pack a target's crystals for every kind of graph.
+    """Pack a target's crystals for every kind of graph; all that can be used, or most of them, unless told to skip.
 
     Returns:
         Those that all kinds can use and that have a label, and the ids of the others.
@@ -218,10 +218,11 @@ def _pack(
             )  # fmt: skip
             write_skipped(place / SKIPPED, datasets[place].skipped)
     first = next(iter(datasets.values()))
-    if bad := most_of_all(first.skipped, len(first)):
+    bad = bad_majority(first.skipped, len(first))
+    if bad and not skip:
         raise InputError(
             f"{name}: {len(bad):,} of {len(bad) + len(first):,} crystals cannot be used; the first: {bad[0].reason}; "
-            "give data without them"
+            'on_error = "skip" in the study goes on with the others'
         )
     usable = set.intersection(*(set(dataset.ids) for dataset in datasets.values()))
     rows = [
@@ -238,7 +239,7 @@ def _pack(
     learnt = [learnt_target(target)]
     losses.transform_labels(np.asarray(some.targets), learnt, some.ids)  # refused now, not by the first run
     losses.check_varied(np.asarray(first.targets)[rows], learnt)
-    # To four digits: what another version packs anew is the same.
+    # To four digits, so that hardly one differs where another machine has packed the same.
     volumes = hashlib.sha256(" ".join(f"{volume:.4g}" for volume in some.volume.tolist()).encode()).hexdigest()
     return Crystals(list(some.ids), list(some.formulas), np.asarray(some.targets[:, 0], np.float64), volumes), others
 

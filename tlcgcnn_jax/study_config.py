@@ -15,11 +15,11 @@ from tlcgcnn_jax.strategies import (
     BLEND,
     DESCRIPTORS,
     ENSEMBLE,
-    STRATEGIES,
     EnsembleStrategy,
     FeatureStrategy,
     Strategy,
     find_way,
+    strategy_names,
 )
 
 RESERVED = ("auto", "all", "pool")
@@ -47,7 +47,8 @@ class StudyTarget:
             `disjoint` has no say here; which share of the test formulas a source knows is reported as always.
         sizes: Training sizes of this target; default: those of the study. Of given splits: nested random parts of their
             training crystals; default: all of these, and the size that is named is that of the largest split.
-        leave_out: Globs over names of sources that know this very property, which "auto" and "all" leave out.
+        leave_out: Globs over names of sources that know this very property, which "auto" and "all" leave out; of a
+            source with several sizes over NAME, which means all, and over NAME-SIZE.
 
     Raises:
         InputError: A setting of another type, or an unknown transform; it is named.
@@ -164,9 +165,11 @@ class StudyConfig:
         without_scratch: Train nothing from scratch, with which transfer is compared otherwise.
         members: Networks of each run, which make an ensemble with a standard deviation.
         folds: Every run is made so many times (3 or more), each time validated on another part of training and
-            validation crystals together, as "auto" is in `tlcgcnn transfer`: test crystals are predicted by the mean of
-            the networks, or a regressor that was fitted to all, validation errors are those of all parts. 0: once,
-            as the split says.
+            validation crystals together (of those that may validate, see `disjoint`), as "auto" is in `tlcgcnn
+            transfer`: test crystals are predicted by the mean of the networks, or a regressor that was fitted to all,
+            validation errors are those of all parts. 0: once, as the split says.
+        on_error: "skip" goes on where most crystals of a target cannot be used or have no label, which is refused
+            otherwise; fewer are left out in any case, and listed below `datasets`.
         model: Sizes of the network that is trained from scratch.
         title: Of the report.
 
@@ -200,6 +203,7 @@ class StudyConfig:
     without_scratch: bool = False
     members: int = 1
     folds: int = 0
+    on_error: str = ""
     model: ModelConfig = ModelConfig()
     title: str = "Transfer study"
 
@@ -222,6 +226,7 @@ class StudyConfig:
             not (self.without_scratch and "scratch" in self.strategies),
             "strategies name scratch, without_scratch forbids it",
         )
+        require(self.on_error in ("", "skip"), f'on_error is {self.on_error!r}: "skip", or leave it out')
         require(self.epochs >= 1 and self.members >= 1, "epochs and members must be at least 1")
         require(self.folds == 0 or self.folds >= 3, f"folds is {self.folds}: 3 or more, or 0 for none")
         require(not self.folds or self.members == 1, "every fold has a network of its own: leave members at 1")
@@ -235,7 +240,7 @@ class StudyConfig:
         require(
             not alike, f"sources are named {', '.join(sorted(alike))}: give each a name of its own, also as a file's"
         )
-        taken = [own.name for own in self.own if own.name in {AUTO, *STRATEGIES, *BASELINES}]
+        taken = [own.name for own in self.own if own.name in {AUTO, *strategy_names(), *BASELINES}]
         require(not taken, f"own strategy {', '.join(taken)}: there is one of this name already; give another")
         strange = [name for name in self.baselines if name not in BASELINES]
         require(not strange, f"no baseline {', '.join(strange)}; there are: {', '.join(BASELINES)}")

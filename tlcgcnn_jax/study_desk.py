@@ -144,6 +144,8 @@ class Desk:
     def trials(self, name: str, size: int, seed: int) -> list[Split]:
         """Divisions of the training and validation crystals of one run: the split itself, or the folds of these.
 
+        Crystals that no fold may validate train in all of them.
+
         Raises:
             InputError: Too few crystals for the split or for the folds, or a fold that leaves fewer than 5 to train on.
         """

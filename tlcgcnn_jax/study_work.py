@@ -227,6 +227,10 @@ def ensemble(
     """The mean of several finished runs on the same crystals, weighted by their validation crystals or not."""
     rows, parts = zip(*runs, strict=True)
     first, weights = parts[0], np.full(len(parts), 1 / len(parts))
+    if not all(np.array_equal(part.val_rows, first.val_rows) for part in parts):
+        raise InputError(
+            f"{cell.run(seed)}: its parts have validated on other crystals, of an earlier version: give another folder"
+        )
     test, val = np.stack([part.test for part in parts]), np.stack([part.val for part in parts])
     val_mean = val.mean(0)
     if weighted:

@@ -203,8 +203,8 @@ def train(
         config: How to train.
         variables: Start from these instead of fresh weights.
         rates: Learning-rate multipliers by pattern; 0 freezes.
-        frozen: Modules whose batch norm keeps to its running statistics, which is asked of whole convolutions; default:
-            those of which nothing is trained.
+        frozen: Convolutions whose batch norm keeps to its running statistics; default: those of which nothing is
+            trained.
         pulls: Strength of the pull towards the start by pattern, see `optim.make_optimizer`.
         normaliser: Of the targets; default: fitted on the training rows.
         checkpoints: Where to keep the state after every epoch, and to go on from where it holds one.

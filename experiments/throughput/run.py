@@ -31,7 +31,7 @@ import straightforward as plain
 from table import Row, compared, read_rows, value, write_report
 
 from tlcgcnn_jax import cif
-from tlcgcnn_jax.batching import PadBudget, batch_plan, pad_budget, padding_waste, stack_batches, stack_length
+from tlcgcnn_jax.batching import PadBudget, batch_plan, pad_budget, padding_waste, rounded_up, stack_batches
 from tlcgcnn_jax.config import GraphConfig, ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.crystal import Crystal, Record
 from tlcgcnn_jax.dataset import CrystalDataset, build_dataset, load_dataset
@@ -222,7 +222,7 @@ def our_epochs(load: Workload, repetitions: int) -> Callable[[], Any]:
     """Every call trains for one more epoch, as `train` does but for its look-ahead in a thread."""
     epoch, state = 0, init_state(load.program, load.variables)
     # The number of batches may differ by one between epochs; one length for all, so that no turn compiles.
-    length = max(stack_length(len(load.plan(turn))) for turn in range(repetitions + 1))
+    length = max(rounded_up(len(load.plan(turn))) for turn in range(repetitions + 1))
 
     def run() -> Any:
         nonlocal epoch, state
