@@ -375,7 +375,8 @@ def test_a_strategy_of_ones_own_is_run(data, tmp_path):
     assert rows["own"].test_mae == pytest.approx(rows["frozen"].test_mae, rel=1e-3)
 
 
-def test_sources_that_the_study_trains(data, tmp_path):
+def test_sources_that_the_study_trains(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_file, "fit", functools.partial(study_file.fit, model=tiny.MODEL))
     source = StudySource(data="gaps.jsonl", column=tiny.GAP, sizes=(4, 8), epochs=1, least_updates=1, name="gaps")
     study = dataclasses.replace(
         STUDY, sources=(source,),
