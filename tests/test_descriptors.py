@@ -160,7 +160,9 @@ def test_matminer_is_asked_for_where_it_is_missing(monkeypatch) -> None:
 
 
 def test_matminer() -> None:
-    pytest.importorskip("matminer", reason="needs matminer, the extra 'matminer'")
+    pytest.importorskip(
+        "matminer", reason="needs matminer, the extra 'matminer': pandas < 3, not that of constraints.txt"
+    )
     features = matminer_features(DATASET)
     assert features.values.shape == (120, 132) and np.isfinite(features.values).all()
     assert value(features, DATASET.ids.index("rocksalt-NaCl"), "MagpieData mean Number") == 14
