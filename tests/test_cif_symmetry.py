@@ -92,6 +92,27 @@ def test_an_origin_not_told_is_the_one_without_atoms_upon_each_other():
         assert open_ == told and len(told) == 8
 
 
+TOLD = {
+    "by nothing": ("", 8, "the first is taken, with 8 atoms in the cell (the other: 16)"),
+    "by the first": ("_chemical_formula_sum Si\n_cell_formula_units_Z 8", 8, ""),
+    "by the second": ("_chemical_formula_sum 'Si2 H1'\n_cell_formula_units_Z 8", 16, "formula 'Si2 H1' has hydrogen"),
+    "by neither": ("_chemical_formula_sum Si4\n_cell_formula_units_Z 8", 8, "the first is taken"),
+}
+
+
+@pytest.mark.parametrize("contents, atoms, told", TOLD.values(), ids=TOLD.keys())
+def test_an_origin_not_told_is_settled_by_the_number_of_atoms(contents, atoms, told, caplog):
+    crystal = read_cif(text(DIAMOND, f"{NAME} 'F d -3 m'\n{contents}", SI), "a.cif")
+    assert len(crystal.atomic_numbers) == atoms
+    assert len(caplog.records) == bool(told) and told in caplog.text
+
+
+def test_an_origin_that_makes_no_difference_is_not_told(caplog):
+    """Halfway between the two they give one crystal, shifted by half a cell."""
+    crystal = read_cif(text((9, 10, 11, 90, 90, 90), f"{NAME} 'P n n n'", [("Po", 0.125, 0.125, 0.125)]), "a.cif")
+    assert len(crystal.atomic_numbers) == 8 and not caplog.text
+
+
 BAD = {
     "typo": (SALT, f"{NAME} 'F m 3 mm'", r"a\.cif: the symmetry _symm.* 'F m 3 mm' is not under.*_equiv_pos_as_xyz"),
     "typo, number of many settings": (MONOCLINIC, f"{NAME} 'P 21/q'\n{NUMBER} 14", "'P 21/q', .* is not understood"),

@@ -18,7 +18,8 @@ from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 from tlcgcnn_jax import checkpoint, cli, options
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.bundle import flatten, load_bundle
-from tlcgcnn_jax.dataset import load_dataset
+from tlcgcnn_jax.config import GraphConfig
+from tlcgcnn_jax.dataset import build_dataset, load_dataset
 from tlcgcnn_jax.evaluate import predict
 from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.zoo import find_sources, load_model, shipped
@@ -373,6 +374,8 @@ USAGE = {
     "two units for three targets": (("train", "DS", "--out", "OUT", "--unit", "a", "--unit", "b", "--unit", "c"), "3 "),
     "one class": (("train", "DS", "--out", "OUT", "--task", "classification", "--classes", 1), "1 classes"),
     "graph options beside a dataset": (("train", "DS", "--out", "OUT", "--cutoff", 5), "go with prepare"),
+    "a cutoff that is the default of others": (("train", "DS6", "--out", "OUT", "--cutoff", 8), "go with prepare"),
+    "neighbours that are": (("train", "DS6", "--out", "OUT", "--neighbours", 12), "go with prepare"),
     "labels beside a dataset": (("train", "DS", "--out", "OUT", "--labels", "sheet.csv"), "go with prepare"),
     "ranking for two targets": (("rank-sources", "DS"), "one --target"),
     "ranking with a seed below zero": (("rank-sources", "DS", "--target", K, "--seed", -1), "--seed is -1"),
@@ -406,7 +409,16 @@ USAGE = {
 
 @pytest.mark.parametrize("arguments, message", USAGE.values(), ids=USAGE.keys())
 def test_bad_usage_ends_with_two(place, tmp_path, said, arguments, message):
-    names = {"DS": place / "ds", "JSONL": place / "crystals.jsonl", "RUN": place / "run", "OUT": tmp_path / "out"}
+    if "DS6" in arguments:
+        graph = GraphConfig(cutoff=6, neighbours=10)
+        build_dataset(records(3), targets=(K,), graph=graph, out=tmp_path / "ds6")
+    names = {
+        "DS6": tmp_path / "ds6",
+        "DS": place / "ds",
+        "JSONL": place / "crystals.jsonl",
+        "RUN": place / "run",
+        "OUT": tmp_path / "out",
+    }
     assert command(*(names.get(argument, argument) for argument in arguments)) == 2
     error = said()
     assert message in error and "Traceback" not in error
@@ -421,6 +433,21 @@ def test_every_verb_that_reads_crystals_takes_on_error(verb, choice):
     arguments = {"transfer": ["d", "--source", "m"], "predict": ["m", "i"]}.get(verb, ["d"])
     given = cli.make_parser().parse_args([verb, *arguments, "--out", "o", "--on-error", choice])
     assert given.on_error == choice
+
+
+def test_settings_of_graphs_that_are_not_asked_for_are_those_of_the_dataset(tmp_path):
+    build_dataset(records(12), targets=(K,), graph=GraphConfig(cutoff=6, neighbours=10), out=tmp_path / "ds")
+    assert command("train", tmp_path / "ds", *TRAIN, "--cutoff", 6, "--out", tmp_path / "run") == 0
+    assert load_bundle(tmp_path / "run").graph.neighbours == 10
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "transfer", "predict", "rank-sources"])
+def test_help_tells_what_is_done_with_bad_crystals(verb, capsys):
+    """`prepare` packs what can be used, however little that is."""
+    assert command(verb, "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("(default: skip, unless these are most)" in printed) == (verb != "prepare")
+    assert ("(default: skip)" in printed) == (verb == "prepare")
 
 
 def test_in_a_process_of_its_own(place, tmp_path):

@@ -56,6 +56,18 @@ def test_classification_is_that_of_scikit_learn(classes, tied):
         assert found["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(target, probability[:, 1]))
 
 
+def test_predictions_are_selected_by_rows_or_by_a_mask():
+    members, novelty = np.arange(6.0).reshape(2, 3, 1), np.arange(3.0)
+    found = Predictions(["a", "b", "c"], (Target("gap"),), members, low=members[0], high=members[1], novelty=novelty)
+    for rows in ([False, True, True], np.array([False, True, True]), [1, 2], np.array([-2, -1])):
+        some = found.select(rows)
+        assert some.ids == ["b", "c"] and some.novelty is not None and some.novelty.tolist() == [1, 2]
+        np.testing.assert_array_equal(some.members, members[:, 1:])
+    assert found.select([]).ids == [] and found.select([2, 0]).ids == ["c", "a"]
+    with pytest.raises(InputError, match=r"a mask of shape \(2,\) for 3 crystals: \(3,\) was expected"):
+        found.select([True, False])
+
+
 def test_errors_that_are_not_defined():
     assert np.isnan(regression_metrics(np.array([]), np.array([]))["mae"])
     assert np.isnan(regression_metrics(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"])

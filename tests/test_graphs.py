@@ -201,6 +201,17 @@ def test_bad_geometry_is_refused(crystal: Crystal, words: list[str], config: Gra
         assert word in str(error.value)
 
 
+def test_images_of_a_rounded_position_are_told() -> None:
+    """Coordinates of three decimals, 0.333 for 1/3, make two sites of one."""
+    cell = np.array([[3.2, 0, 0], [-1.6, 2.771, 0], [0, 0, 5.2]])
+    coords = np.array([[0.333, 0.667, 0.25], [0.334, 0.667, 0.25], [0.667, 0.333, 0.75]])
+    advice = r"site 1 \(Mg\) and site 2 \(\w+\) are 0\.0032 Å apart, .*: {}remove the repeated site"
+    more = r"give images of one site of a CIF more decimals \(0\.3333, not 0\.333\), "
+    for second, told in ((12, more), (13, "")):
+        with pytest.raises(InputError, match=advice.format(told)):
+            build_graph(Crystal(cell, np.array([12, second, 12]), coords), GraphConfig())
+
+
 def real_crystals(shared_data, step: int, name: str = "mp_crysxpp") -> list[tuple[dict, Crystal]]:
     with gzip.open(shared_data / name / f"{name}.jsonl.gz") as lines:
         records = [json.loads(line) for line in itertools.islice(lines, 0, None, step)]

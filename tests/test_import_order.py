@@ -11,7 +11,7 @@ import pytest
 import tlcgcnn_jax
 
 ORDER = (
-    "errors", "processes", "config", "files", "elements", "crystal", "cif_symmetry", "cif", "poscar",
+    "errors", "processes", "config", "files", "elements", "crystal", "cif_formula", "cif_symmetry", "cif", "poscar",
     "structure_json", "entries", "labels", "readers", "objects", "structures", "textbook", "search_order", "graphs",
     "array_folder", "dataset", "descriptors", "splits", "machine", "batching", "layers", "model", "losses", "optim",
     "adapters", "outputs", "norms", "checkpoint", "train", "many", "calibration", "novelty", "blending",

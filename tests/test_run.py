@@ -554,6 +554,22 @@ def test_crystals_that_cannot_be_read_are_in_the_result(caplog):
     assert len(result.predictions.ids) == 12
 
 
+def test_rows_of_a_split_do_not_move_where_crystals_are_left_out():
+    crystals = records(12)
+    crystals.insert(3, replace(crystals[0], id="bad", targets={K: None}))
+    split = Split(np.arange(9), np.array([9]), np.array([10, 11, 12]))
+    for run in (fit, lambda *given, **settings: transfer(given[0], source(), "full", given[1], **settings)):
+        with pytest.raises(
+            InputError, match=r"split: 1 of the crystals .* left out.*'bad'.* missing.*; pack them first"
+        ):
+            run(crystals, K, split=split, on_error="skip")
+    packed = build_dataset(crystals, targets=(K,), on_error="skip")
+    rows = Split(np.arange(9), np.array([9]), np.array([10, 11]))
+    assert [packed.ids[row] for row in fit(packed, K, split=rows, **SMALL).split.test] == packed.ids[10:]
+    labels = {record.id: record.targets[K] for record in records(12)} | {"no crystal": 1.0}
+    assert len(fit(records(12), K, split=rows, labels=labels, on_error="skip", **SMALL).split.test) == 2
+
+
 def test_classes_that_no_crystal_is_of_are_told(monkeypatch, caplog):
     """Who counts from 1 gets an output that nothing can be learnt of."""
     monkeypatch.setattr(run_file, "plan_scratch", lambda *_: (_ for _ in ()).throw(InputError("far enough")))

@@ -1,6 +1,7 @@
 """Tables as Excel writes them, frames as pandas writes them, and files as VASP calls them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,49 @@ def test_a_column_of_ids_may_be_that_of_the_sheet_alone(tmp_path, kind):
             assert again.items[1].targets == {"k": 2.0}
         with pytest.raises(InputError, match=r"no id column \(code or|no column 'code'"):
             scan(in_memory.get(kind, tmp_path / kind), targets=("k",), labels=tmp_path / "sheet.csv", id_column="code")
+
+
+TIO2 = [("NaCl", "NaCl.cif", 5), ("TiO2", "TiO2_anatase.cif", 3.2), ("rutile", "TiO2.cif", 3)]
+POLYMORPHS = [("NaCl", "NaCl.cif", 5), ("TiO2", "TiO2_anatase.cif", 3.2), ("TiO2", "TiO2.cif", 3)]
+
+
+@pytest.mark.parametrize("rows", [TIO2, POLYMORPHS], ids=["of another", "repeated"])
+@pytest.mark.parametrize("kind", ["table", "frame", "index"])
+def test_columns_that_give_a_crystal_different_rows_are_told(tmp_path, rows, kind):
+    """Any of them may be the ids: the labels of the other would be those of other crystals."""
+    import pandas
+
+    source = files(tmp_path / "s", "NaCl.vasp", "TiO2.vasp", "TiO2_anatase.vasp")
+    sheet = pandas.DataFrame([(name, file.replace("cif", "vasp"), k) for name, file, k in rows], columns=[*"nfk"])
+    sheet = sheet.rename(columns={"n": "name", "f": "file"})
+    sheet.to_csv(tmp_path / "sheet.csv", index=False)
+    labels = {"table": tmp_path / "sheet.csv", "frame": sheet, "index": sheet.set_index("file")}[kind]
+    other = "its index" if kind == "index" else "column 'file'"
+    told = rf"column 'name' \('TiO2'\) and {other} \('TiO2\.vasp'\) name one crystal in different rows: .*--id-column"
+    with pytest.raises(InputError, match=told):
+        read_structures(source, targets=("k",), labels=labels)
+    found = read_structures(source, targets=("k",), labels=labels, id_column="file")
+    assert {one.id: one.targets["k"] for one in found} == {"NaCl": 5, "TiO2": 3, "TiO2_anatase": 3.2}
+
+
+def test_the_column_that_names_the_most_crystals_holds_the_ids(tmp_path):
+    import pandas
+
+    source = files(tmp_path / "s", "NaCl.vasp", "TiO2_a.vasp", "TiO2_b.vasp")
+    rows = [("NaCl", "NaCl", 5), ("TiO2", "TiO2_a", 3.2), ("TiO2", "TiO2_b", 3)]
+    sheet = pandas.DataFrame(rows, columns=["name", "file", "k"])
+    sheet.to_csv(tmp_path / "sheet.csv", index=False)
+    for labels in (tmp_path / "sheet.csv", sheet, sheet.set_index("file")):
+        found = read_structures(source, targets=("k",), labels=labels)
+        assert {one.id: one.targets["k"] for one in found} == {"NaCl": 5, "TiO2_a": 3.2, "TiO2_b": 3}
+
+
+def test_a_name_of_several_files_names_none_of_them(tmp_path):
+    """Such as that of the database which all of them came from."""
+    records = [replace(one, where="all.db") for one in read_structures([{"id": name, **CSCL} for name in "ab"])]
+    (tmp_path / "sheet.csv").write_text("id,file,k\na,all.db,1\nb,all.db,2\n")
+    found = read_structures(records, targets=("k",), labels=tmp_path / "sheet.csv")
+    assert [one.targets["k"] for one in found] == [1, 2]
 
 
 # --- what is no table -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from extras import needs
 
 from tlcgcnn_jax import Crystal, Record, Target
 from tlcgcnn_jax.cif import _BY_ELECTRONEGATIVITY, _read_plain, _Unusual, read_cif
+from tlcgcnn_jax.crystal import atomic_number, ordered_species
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.poscar import read_poscar
 from tlcgcnn_jax.structures import formula, parse, read_structures, scan
@@ -256,7 +257,7 @@ def test_every_format_gives_the_same_records(tmp_path, write):
     found = scan(source, targets=("k",))
     assert [item.id for item in found.items] == ["one", "two"]
     assert "k" in found.columns
-    assert found.fingerprint == scan(source).fingerprint and len(found.fingerprint) == 64
+    assert found.fingerprint == scan(source, targets=("k",)).fingerprint and len(found.fingerprint) == 64
     records = [parse(pickle.loads(pickle.dumps(item))) for item in found.items]
     assert [r.targets for r in records] == [{"k": 1.5}, {"k": 2.0}]
     assert all(is_cscl(r.structure) for r in records)
@@ -311,6 +312,16 @@ def test_a_list_of_paths_is_called_by_their_names_and_known_by_their_contents(tm
     write_lines(tmp_path / "two.jsonl", [record("a"), record("b")])
     with pytest.raises(InputError, match=r"list:0: .*two.jsonl: 2 crystals in it; a list takes files of one"):
         read_structures([tmp_path / "two.jsonl"])
+
+
+def test_names_of_files_keep_their_dots(tmp_path):
+    for name in ("Si.300K.xyz", "Si.600K.EXTXYZ"):
+        atoms_of_ase().write(tmp_path / name, format="extxyz")
+    (tmp_path / "a.1.json").write_text(json.dumps(CSCL))
+    (tmp_path / "a.2.json.gz").write_bytes(gzip.compress(json.dumps(CSCL).encode()))
+    paths = sorted(path for path in tmp_path.iterdir() if path.suffix != ".EXTXYZ")
+    assert [one.id for one in read_structures(paths)] == ["Si.300K", "a.1", "a.2"]
+    assert [read_structures(path)[0].id for path in paths[1:]] == ["a.1", "a.2"]
 
 
 @pytest.mark.parametrize("id_column", [None, "mpid"])
@@ -438,9 +449,12 @@ SOURCES = {
     "empty folder": ({}, "an empty folder; expected id_prop.csv"),
     "folder of other things": ({"notes.txt": "", "a.png": ""}, r"a folder with a\.png, notes\.txt; expected"),
     "id without file": (cgcnn("a,1\nb,2\n", a=NACL_CIF), r"id_prop\.csv:2: id 'b' has no file b\.cif"),
-    "id twice": (cgcnn("a,1\na,2\n", a=NACL_CIF), "'a' was already taken"),
-    "label empty": (cgcnn("a,\nb,2\n", a=NACL_CIF, b=NACL_CIF), "k missing"),
-    "label no number": (cgcnn("a,1\nb,x\n", a=NACL_CIF, b=NACL_CIF), "k is 'x', not a number"),
+    "id twice": (
+        cgcnn("a,1\na.cif,2\n", a=NACL_CIF),
+        r"id_prop\.csv:2: the id 'a' stands twice, first at .*id_prop\.csv:1: remove one",
+    ),
+    "label empty": (cgcnn("a,\nb,2\n", a=NACL_CIF, b=NACL_CIF), r"id_prop\.csv:1 \(id 'a'\): k missing"),
+    "label no number": (cgcnn("a,1\nb,x\n", a=NACL_CIF, b=NACL_CIF), r"id_prop\.csv:2 \(id 'b'\): k is 'x', not a num"),
     "empty table": (cgcnn(""), "the table is empty"),
     "no column of that name": (cgcnn("id,gap\na,1\n", a=NACL_CIF), "no column k; .*: gap"),
     "truncated CIF": (cgcnn("a,1\n", a=NACL_CIF[:150]), r"a\.cif: _atom_site_fract_x not found.*cut short"),
@@ -468,6 +482,18 @@ def test_a_bad_folder_is_named(tmp_path, files, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_structures(tmp_path, targets=("k",) if "id_prop.csv" in files else ())
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_column_of_ids_that_files_cannot_have_is_refused(tmp_path, listed):
+    (tmp_path / "nacl.cif").write_text(NACL_CIF)
+    if listed:
+        (tmp_path / "id_prop.csv").write_text("nacl,1\n")
+    ids = "the first column of id_prop.csv" if listed else "the names of the files"
+    with pytest.raises(InputError, match=rf"the ids are {ids}, so that 'code' .*--id-column.* only be .* of a sheet"):
+        read_structures(tmp_path, id_column="code")
+    labels = {"nacl": {"k": 1}}
+    assert read_structures(tmp_path, id_column="code", labels=labels, targets=("k",))[0].targets == {"k": 1}
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -558,6 +584,23 @@ def test_disorder_that_ase_passed_over_is_refused(tmp_path):
         read_structures([read(tmp_path / "d.cif")])
 
 
+FORMS = {
+    "charges": ({"Fe2+": 0.5, "Fe3+": 0.5}, 26),
+    "isotopes": ({"D": 0.94, "H": 0.06}, 1),
+}
+
+
+@pytest.mark.parametrize("species, number", FORMS.values(), ids=FORMS.keys())
+def test_forms_of_one_element_fill_a_site(species, number):
+    assert atomic_number(ordered_species(list(species.items()), 0, "x")) == number
+    sites = [{"species": [{"element": e, "occu": n} for e, n in species.items()], "abc": [0, 0, 0]}]
+    found = read_structures([{"lattice": {"matrix": CSCL["lattice"]}, "sites": sites}])
+    assert found[0].structure.atomic_numbers.tolist() == [number]
+    for short in ({**species, "Fe2+": 0.4}, {**species, "Cl": 0.1}):
+        with pytest.raises(InputError, match="site 1 has partial occupancy"):
+            ordered_species(list(short.items()), 0, "x")
+
+
 def test_a_first_row_without_label_or_file_is_no_header(tmp_path):
     (tmp_path / "id_prop.csv").write_text("lost,\nnacl,1\n")
     (tmp_path / "nacl.cif").write_text(NACL_CIF)
@@ -614,6 +657,12 @@ def molecule():
     from pymatgen.core import Molecule
 
     return Molecule(["H", "H"], [[0, 0, 0], [0, 0, 0.7]])
+
+
+def frame_of(rows):
+    import pandas as pd
+
+    return pd.DataFrame(rows)
 
 
 def frame():
@@ -1127,6 +1176,57 @@ def test_notes_of_other_systems_are_no_crystals(tmp_path):
     assert [one.id for one in read_structures(tmp_path)] == ["a"]
 
 
+BY_PYMATGEN = NACL_CIF.replace("_symmetry_equiv_pos_as_xyz", "_unknown_tag")
+
+
+@pytest.mark.parametrize("text", [NACL_CIF, BY_PYMATGEN], ids=["plain", "through pymatgen"])
+@pytest.mark.parametrize("mark", ["?", "."])
+def test_a_type_that_is_not_told_is_that_of_the_label(text, mark):
+    known = sorted(read_cif(text, "a").atomic_numbers)
+    for untold in (text.replace("Na1 Na", f"Na1 {mark}"), re.sub("(Na1|Cl1) (Na|Cl)", rf"\1 {mark}", text)):
+        assert untold != text and sorted(read_cif(untold, "a").atomic_numbers) == known
+    with pytest.raises(InputError, match=r"a: the element of sites labelled 1Na is not known"):
+        read_cif(text.replace("Na1 Na", f"1Na {mark}"), "a")
+
+
+@pytest.mark.parametrize("text", [NACL_CIF, BY_PYMATGEN], ids=["plain", "through pymatgen"])
+def test_hydrogen_at_the_place_of_oxygen_is_not_lost(text):
+    hydroxide = text.replace("Cl1 Cl", "O1 O")
+    with pytest.raises(InputError, match="a: hydrogens that belong to a site of another atom have no place"):
+        read_cif(hydroxide + "H1 H 0.5 0.5 0.5 1\n", "a")
+
+
+def test_isotopes_and_charges_share_a_site_of_a_cif():
+    rows = "Cl1 Cl 0.5 0.5 0.5 1\nD1 D 0 0 0 0.94\nH1 H 0 0 0 0.06\n"
+    assert sorted(read_cif(NACL_CIF.partition("Cl1")[0] + rows, "a").atomic_numbers) == [1] * 4 + [17] * 4
+    rows = "Cl1 Cl1- 0.5 0.5 0.5 1\nFe1 Fe2+ 0 0 0 0.5\nFe2 Fe3+ 0 0 0 0.5\n"
+    charges = "loop_\n_atom_type_symbol\n_atom_type_oxidation_number\nCl1- -1\nFe2+ 2\nFe3+ 3\n"
+    text = NACL_CIF.partition("Cl1")[0] + rows + charges
+    assert sorted(read_cif(text, "a").atomic_numbers) == [17] * 4 + [26] * 4
+
+
+SPELLINGS = {
+    "of DDLm": lambda tag: re.sub("^_(cell|atom_site|space_group_symop)_", r"_\1.", tag),
+    "of DDLm, another tag of operators": lambda tag: re.sub(
+        "^_(cell|atom_site|space_group_symop)_",
+        r"_\1.",
+        tag.replace("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz"),
+    ),
+    "capitals": str.upper,
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS.keys())
+@pytest.mark.parametrize("half", ["1/2", "0.5"], ids=["plain", "through pymatgen"])
+def test_data_names_may_be_spelled_otherwise(spell, half):
+    text = NACL_CIF.replace("1/2", half)
+    other = re.sub(r"^_\S+", lambda tag: spell(tag[0]), text, flags=re.MULTILINE)
+    read, known = read_cif(other, "a"), read_cif(text, "a")
+    assert other != text
+    np.testing.assert_array_equal(read.atomic_numbers, known.atomic_numbers)
+    np.testing.assert_allclose(read.frac_coords, known.frac_coords, atol=1e-12)
+
+
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "through pymatgen"])
 def test_an_occupancy_that_is_not_told_is_full(plain):
     text = NACL_CIF if plain else NACL_CIF.replace("_symmetry_equiv_pos_as_xyz", "_unknown_tag")
@@ -1145,6 +1245,21 @@ def test_the_fingerprint_sees_all_of_a_long_array_and_the_name_of_a_file(tmp_pat
     for name in ("s1", "s2"):
         (tmp_path / f"{name}.json").write_text(json.dumps(cscl_structure().as_dict()))
     assert scan(tmp_path / "s1.json").fingerprint != scan(tmp_path / "s2.json").fingerprint
+
+
+@pytest.mark.parametrize("kind", ["records", "frame", "structures", "pairs"])
+def test_the_fingerprint_sees_the_columns_that_are_asked_for(kind):
+    """A note in another column makes no other dataset."""
+
+    def mark(name="a", k=1, note="x", a=4.1, targets=("k",)):
+        row, structure = record(name, k=k, note=note, lattice=(np.eye(3) * a).tolist()), cscl_structure(a)
+        structure.properties = {"k": k, "note": note}
+        source = {"records": [row], "frame": frame_of([row]), "structures": {name: structure}, "pairs": [(name, row)]}
+        return scan(source[kind], targets=targets).fingerprint
+
+    assert mark() == mark(note="y") == mark(k=1.0)
+    assert len({mark(), mark(k=2), mark(name="b"), mark(a=4.2)}) == 4
+    assert mark(targets=()) == mark(targets=(), k=2)
 
 
 CSCL_LINES = ["CsCl", "4.12", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Direct", "0 0 0", ".5 .5 .5"]

@@ -166,6 +166,21 @@ def test_a_broken_source_is_named_and_left_out(tmp_path, caplog):
         find_sources(tmp_path)
 
 
+def test_checkpoints_that_were_not_imported_are_told(tmp_path, caplog):
+    source().save(tmp_path / "gap")
+    checkpoint(tmp_path, "tensors")
+    (tmp_path / "gap.pth.tar").write_bytes(b"")  # which was imported
+    (tmp_path / "tensors.pth.tar").write_bytes(b"")
+    assert "gap" in find_sources(tmp_path) and not caplog.text
+    (tmp_path / "below").mkdir()
+    for name in ("band-gap", "below/energy"):
+        (tmp_path / f"{name}.pth.tar").write_bytes(b"")
+    find_sources(tmp_path)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "2 checkpoints of PyTorch are not read: band-gap.pth.tar, below/energy.pth.tar; " in told
+    assert told.endswith(f"tlcgcnn import-cgcnn {tmp_path}/band-gap.pth.tar --out {tmp_path}/band-gap")
+
+
 def test_a_folder_without_sources_is_told(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         find_sources(tmp_path / "nowhere")

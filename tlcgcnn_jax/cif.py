@@ -1,22 +1,32 @@
 """CIF text -> crystal, with the sites and the order of sites that pymatgen gives."""
 
 import functools
+import logging
 import re
 import warnings
 from typing import Any
 
 import numpy as np
 
+from tlcgcnn_jax.cif_formula import CONTENTS, Contents, check_elements, has_contents
 from tlcgcnn_jax.cif_symmetry import CELL, OPERATORS, settings_of
 from tlcgcnn_jax.crystal import CLOSEST, Crystal, atomic_number, make_crystal, ordered_species
 from tlcgcnn_jax.elements import atomic_numbers
 from tlcgcnn_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _SITE_TOLERANCE = 1e-4  # pymatgen's: sites closer than this (in each fractional coordinate) are one site
 _SNAP_TOLERANCE = 1e-4  # pymatgen's: coordinates this close (relatively) to 1/3 or 2/3 are made exact
 _GRID = np.array([10**12, 10**6, 1])  # makes one whole number of three
 _TYPE = re.compile(r"([A-Z][a-z]?)\d*[+-]?\d*")
 _LABEL = re.compile(r"([A-Z][a-z]?)(?:\d\w*)?[+-]?")
+_NOT_TOLD = ("?", ".")
+_NEEDED = ("_cell_length_a", "_atom_site_fract_x")
+# Data names that are lower case in the core dictionary; DDLm writes the first part with a dot.
+_OTHER_SPELLING = re.compile(
+    r"(?<!\S)_(cell|chemical_formula|space_group_symop|symmetry_equiv|atom_site|atom_type)[._]\S+", re.IGNORECASE
+)
 # Sites are ordered by Pauling electronegativity, as pymatgen does (ties by symbol). Elements without one are
 # left to pymatgen itself.
 _BY_ELECTRONEGATIVITY = (
@@ -31,7 +41,7 @@ class _Unusual(Exception):
 
 
 def read_cif(text: str, where: str) -> Crystal:
-    """The first structure of a CIF, its symmetry expanded, in the cell that the file gives.
+    """The structure of a CIF, its symmetry expanded, in the cell that the file gives.
 
     Plain files are read by gemmi's tokeniser and expanded here; whatever is out of the ordinary (no symmetry
     operators, several blocks, shared sites, odd labels) goes to pymatgen. Both give the same sites in the
@@ -40,7 +50,8 @@ def read_cif(text: str, where: str) -> Crystal:
     Where the file has no operators, they follow from its Hall symbol, its Hermann-Mauguin name or its number. A name
     that leaves the axes of a rhombohedral group open gets those that its cell has; one that leaves the origin open
     ('F d -3 m') gets the one pymatgen takes (mostly the first of International Tables), or the other where that one
-    puts atoms upon each other.
+    puts atoms upon each other or does not give the number of atoms that the file tells. What is not settled by this is
+    told in a warning; so is hydrogen that stands in the formula and has no sites.
 
     Args:
         text: Contents of the file.
@@ -50,44 +61,85 @@ def read_cif(text: str, where: str) -> Crystal:
         The crystal, with fractional coordinates between 0 and 1.
 
     Raises:
-        InputError: The text is no complete CIF, or its symmetry or structure is unclear, disordered or impossible.
+        InputError: The text is no complete CIF, holds several structures, or its symmetry or structure is unclear,
+            disordered, impossible, or of other elements than its formula.
 
     Source:
         The rules of pymatgen.io.cif.CifParser (Ong et al., Comput. Mater. Sci. 68, 314, 2013).
     """
+    crystal, contents = _read(text, where)
+    check_elements(crystal, contents.formula, where)
+    return crystal
+
+
+def _read(text: str, where: str) -> tuple[Crystal, Contents]:
     try:
-        lattice, species, coords = _read_plain(text)
+        lattice, species, coords, contents = _read_plain(text)
     except _Unusual:
         return _read_unusual(text, where)
-    return make_crystal(lattice, species, coords, where)
+    return make_crystal(lattice, species, coords, where), contents
 
 
-def _read_unusual(text: str, where: str) -> Crystal:
+def _read_unusual(text: str, where: str) -> tuple[Crystal, Contents]:
+    if not all(tag in text for tag in _NEEDED):
+        spelled = _OTHER_SPELLING.sub(lambda tag: tag[0].lower().replace(".", "_"), text)
+        if spelled != text:
+            return _read(spelled, where)
     _check_complete(text, where)
-    settings, close, problems = settings_of(text, where), [], []
-    for setting in settings:  # of two origins, the first that makes a crystal
+    settings = settings_of(text, where)
+    if len(settings) == 1:
+        return _read_setting(settings[0], text, where)
+    found, problems = [], []
+    for setting in settings:
         try:
-            other = setting != text
-            crystal = read_cif(setting, where) if other else make_crystal(*_read_with_pymatgen(text, where), where)
+            found.append((setting, *_read_setting(setting, text, where)))
         except InputError as error:
             problems.append(error)
-            continue
-        if len(settings) == 1 or _are_apart(crystal):
-            return crystal
-        close.append(crystal)
-    if not close:
+    if not found:
         raise problems[0]
-    return close[0]
+    apart = [one for one in found if _is_apart(one[1])]
+    chosen, *others = [one for one in apart if has_contents(*one[1:])] or apart or found
+    if apart and others and not _are_same(chosen[1], others[0][1]):
+        # In all groups with two origins the second one is a centre of inversion.
+        second = next((setting for setting in settings if "-x,-y,-z" in setting), text)
+        _tell_origin("second" if chosen[0] == second else "first", chosen[1], others[0][1], where)
+    return chosen[1:]
 
 
-def _are_apart(crystal: Crystal) -> bool:
+def _tell_origin(name: str, chosen: Crystal, other: Crystal, where: str) -> None:
+    atoms, of_other = len(chosen.atomic_numbers), len(other.atomic_numbers)
+    logger.warning(
+        "%s: its space group has two origins, and nothing tells which is meant: the %s is taken, with %d atoms in the "
+        "cell (the other: %d); add :1 or :2 to the name of the group, or give the operators",
+        where, name, atoms, of_other,
+    )  # fmt: skip
+
+
+def _read_setting(setting: str, text: str, where: str) -> tuple[Crystal, Contents]:
+    if setting != text:
+        return _read(setting, where)
+    lattice, species, coords, contents = _read_with_pymatgen(text, where)
+    return make_crystal(lattice, species, coords, where), contents
+
+
+def _is_apart(crystal: Crystal) -> bool:
+    return not (_distances(crystal) + CLOSEST * np.eye(len(crystal.atomic_numbers)) < CLOSEST).any()
+
+
+def _are_same(one: Crystal, other: Crystal) -> bool:
+    """Whether two readings of a file are one crystal, shifted: by their elements and all distances."""
+    if sorted(one.atomic_numbers) != sorted(other.atomic_numbers):
+        return False
+    return np.allclose(np.sort(_distances(one), None), np.sort(_distances(other), None), atol=1e-3)
+
+
+def _distances(crystal: Crystal) -> np.ndarray:
     from pymatgen.core import Lattice
 
-    distances = Lattice(crystal.lattice).get_all_distances(crystal.frac_coords, crystal.frac_coords)
-    return not (distances + CLOSEST * np.eye(len(distances)) < CLOSEST).any()
+    return Lattice(crystal.lattice).get_all_distances(crystal.frac_coords, crystal.frac_coords)
 
 
-def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray, Contents]:
     from gemmi import cif
 
     if "_magn" in text or "_atom_site_moment" in text:
@@ -113,7 +165,8 @@ def _read_plain(text: str) -> tuple[np.ndarray, list[int], np.ndarray]:
     coords = np.array([[_snapped(_number(value)) for value in axis] for axis in axes]).T
     order = sorted(range(len(numbers)), key=lambda site: _rank()[numbers[site]])
     site_of_image, images = _expand(coords[order], rotations, translations)
-    return lattice, [numbers[order[site]] for site in site_of_image], images
+    told = (cif.as_string(block.find_value(tag) or "?") for tag in CONTENTS)
+    return lattice, [numbers[order[site]] for site in site_of_image], images, Contents(*told)
 
 
 def _number(value: str | None) -> float:
@@ -180,16 +233,17 @@ def _species(block: Any) -> list[int]:
     """Atomic number of each site of the file; sites that are not plain and full go to pymatgen."""
     labels = list(block.find_values("_atom_site_label"))
     types = list(block.find_values("_atom_site_type_symbol"))
-    names, pattern = (types, _TYPE) if types else (labels, _LABEL)
-    if not labels or len(labels) != len(names):
+    if not labels or len(labels) != len(types or labels):
         raise _Unusual
-    known = {name: _plain_element(name, pattern) for name in set(names)}
+    pairs = zip(labels, types or _NOT_TOLD[:1] * len(labels), strict=True)
+    names = [(label, _LABEL) if kind in _NOT_TOLD else (kind, _TYPE) for label, kind in pairs]
+    known = {name: _plain_element(*name) for name in set(names)}
     if len(set(known.values())) != len(known) and types and block.find_values("_atom_type_oxidation_number"):
         raise _Unusual  # two oxidation states of one element are two species, and are ordered as such
     if set(block.find_values("_atom_site_attached_hydrogens")) - {"0", ".", "?"}:
         raise _Unusual
     for occupancy in set(block.find_values("_atom_site_occupancy")):
-        if occupancy not in ("?", ".") and _number(occupancy) != 1:  # not told: full
+        if occupancy not in _NOT_TOLD and _number(occupancy) != 1:  # not told: full
             raise _Unusual
     return [known[name] for name in names]
 
@@ -254,7 +308,7 @@ def _close_pairs(points: np.ndarray) -> set[tuple[int, int]]:
     return cKDTree(points % 1.0, boxsize=1.0).query_pairs(_SITE_TOLERANCE, p=np.inf)
 
 
-def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], np.ndarray, Contents]:
     from pymatgen.io.cif import CifParser
 
     text = _with_full_sites(text, where)
@@ -268,23 +322,36 @@ def _read_with_pymatgen(text: str, where: str) -> tuple[np.ndarray, list[str], n
         except Exception as error:  # the parser lets errors of many kinds through
             said = (problems[-1] if problems else str(error)).strip() or type(error).__name__
             raise InputError(f"{where}: this CIF cannot be read: {said.splitlines()[-1]}") from error
-    if any("implicit hydrogens" in said for said in problems):
+    fields = next((fields for fields in parser.as_dict().values() if _NEEDED[1] in fields), {})
+    if any("implicit hydrogens" in said for said in problems) or "implicit_hydrogens" in structure.site_properties:
         raise InputError(f"{where}: hydrogens that belong to a site of another atom have no place: give each its site")
     # The parser leaves out sites whose label means nothing to it, such as OH1, and only says so here.
-    if lost := sorted({said.split()[0] for said in problems if said.endswith(" parsed as ")}):
+    lost = {said.split()[0] for said in problems if said.endswith(" parsed as ")}
+    lost |= set(filter(_is_passed_over, fields.get("_atom_site_type_symbol", fields.get("_atom_site_label", ()))))
+    if lost:
         raise InputError(
-            f"{where}: the element of sites labelled {', '.join(lost)} is not known: add a column "
+            f"{where}: the element of sites labelled {', '.join(sorted(lost))} is not known: add a column "
             "_atom_site_type_symbol with elements"
         )
     species = [
         ordered_species([(_symbol(specie), float(occupancy)) for specie, occupancy in site.species.items()], i, where)
         for i, site in enumerate(structure)
     ]
-    return structure.lattice.matrix, species, structure.frac_coords
+    contents = Contents(*(str(fields.get(tag, "")) for tag in CONTENTS))
+    return structure.lattice.matrix, species, structure.frac_coords, contents
+
+
+def _is_passed_over(name: str) -> bool:
+    """Whether a label or type means no element to pymatgen, which leaves out the site without a word."""
+    elements = (name[:2].title(), name[:1].upper())
+    return not re.match("w?[A-Z]", name) and not any(atomic_number(symbol) for symbol in elements)
 
 
 def _with_full_sites(text: str, where: str) -> str:
-    """The same CIF with an occupancy of 1 where it is told to be inapplicable: pymatgen would drop the site.
+    """The same CIF without what makes pymatgen drop or refuse a site.
+
+    That is an occupancy that is told to be inapplicable, which becomes 1, a type that is not told, which becomes the
+    label, and deuterium, which pymatgen cannot add to the hydrogen of the same site.
 
     Raises:
         InputError: A site without coordinates, which pymatgen would put at the origin.
@@ -304,6 +371,10 @@ def _with_full_sites(text: str, where: str) -> str:
         for row in range(len(column)):
             if column[row] == ".":
                 column[row], changed = "1", True
+        types, labels = (block.find_values(f"_atom_site_{tag}") for tag in ("type_symbol", "label"))
+        for row, kind in enumerate(list(types) if len(types) == len(labels) else ()):
+            if kind in (*_NOT_TOLD, "D", "T"):
+                types[row], changed = labels[row] if kind in _NOT_TOLD else "H", True
     return document.as_string() if changed else text
 
 
@@ -315,7 +386,7 @@ def _symbol(specie: Any) -> str:
 def _check_complete(text: str, where: str) -> None:
     if not re.search(r"^\s*data_", text, re.MULTILINE | re.IGNORECASE):
         raise InputError(f"{where}: no data_ block was found; this is not a CIF, or it was cut short")
-    missing = [tag for tag in ("_cell_length_a", "_atom_site_fract_x") if tag not in text]
+    missing = [tag for tag in _NEEDED if tag not in text]
     if missing:
         raise InputError(f"{where}: {' and '.join(missing)} not found; the CIF has no atoms, or was cut short")
     if (structures := len(re.findall(r"^\s*_atom_site_fract_x\b", text, re.MULTILINE))) > 1:

@@ -18,6 +18,7 @@ from tlcgcnn_jax.options import (
     a_path,
     check_few_left_out,
     check_free_file,
+    check_graph,
     check_targets,
     check_whole,
     checked,
@@ -41,6 +42,7 @@ from tlcgcnn_jax.options import (
 )
 
 BAD_INPUT, INTERRUPTED = 1, 130  # argparse gives 2 on bad usage
+FURTHER = "folder of further models; a checkpoint of CGCNN (.pth.tar) is one once import-cgcnn has read it"
 GOES_ON = {"study": "; the same command goes on"}
 GOES_ON |= dict.fromkeys(("train", "transfer"), "; the same command with --resume goes on")
 
@@ -96,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     prepare = _verb(verbs, "prepare", run_prepare, "pack crystals and labels once, for many runs")
     prepare.add_argument("input", metavar="INPUT", help="folder or file of crystals, or `textbook`")
     prepare.add_argument("--out", type=a_path, required=True, metavar="DATASET", help="folder for the packed dataset")
-    reading_options(prepare)
+    reading_options(prepare, on_error="skip")
     graph_options(prepare)
 
     train = _verb(verbs, "train", run_train, "train from scratch")
@@ -109,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--source", action="append", metavar="MODEL",
         help="folder of a model, or a shipped name; may be given several times; default: `auto`, the best there is",
     )  # fmt: skip
-    transfer.add_argument("--sources", type=a_path, metavar="DIR", help="further models for `--source auto`")
+    transfer.add_argument("--sources", type=a_path, metavar="DIR", help=f"for `--source auto`: {FURTHER}")
     transfer.add_argument(
         "--top", type=count, metavar="N",
         help="sources that a strategy of several takes (default: all; with `--source auto` 5 where all is trained)",
@@ -127,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     ranking = _verb(verbs, "rank-sources", run_rank_sources, "which source to transfer from, before any training")
     data_argument(ranking)
-    ranking.add_argument("--sources", type=a_path, metavar="DIR", help="folder of further models or CGCNN checkpoints")
+    ranking.add_argument("--sources", type=a_path, metavar="DIR", help=FURTHER)
     ranking.add_argument("--out", type=a_path, metavar="FILE.csv", help="the table as a file")
     ranking.add_argument("--seed", type=int, default=0, help="of the split and the folds (default: %(default)s)")
     reading_options(ranking)
@@ -208,9 +210,7 @@ def run_train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     graph = checked(parser, GraphConfig, options)
     check_run_folder(options.out, options.resume)  # before anything is packed
     packed, targets, split = run_data(options, parser, (graph,))
-    prepared = packed.datasets[0].graph
-    if graph not in (GraphConfig(), prepared):  # what was asked for is not what was prepared
-        parser.error(f"{options.data} is prepared with {prepared}: --cutoff, --neighbours, --ties go with prepare")
+    check_graph(options, parser, packed.datasets[0].graph)
     result = fit(
         packed, targets, split=split, model=model, config=config, seeds=options.seeds, out=options.out,
         progress=is_watched(), resume=options.resume,

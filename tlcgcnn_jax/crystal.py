@@ -194,7 +194,7 @@ def _vacuum(lattice: Any, positions: Any, axis: int) -> float:
 
 
 def ordered_species(occupants: Sequence[tuple[str, float]], site: int, where: str) -> str:
-    """The one species of a fully occupied site.
+    """The one species of a fully occupied site; of several forms of one element (Fe2+ and Fe3+, D and H) the first.
 
     Args:
         occupants: Species and occupancy of all that share the site.
@@ -202,9 +202,11 @@ def ordered_species(occupants: Sequence[tuple[str, float]], site: int, where: st
         where: What the message should call the crystal.
 
     Raises:
-        InputError: The site is shared, or partly empty.
+        InputError: The site is shared by several elements, or partly empty.
     """
-    if len(occupants) == 1 and abs(occupants[0][1] - 1) < 1e-6:
+    # The model knows an element by its atomic number alone.
+    elements = {atomic_number(species) or species for species, _ in occupants}
+    if len(elements) == 1 and abs(sum(occupancy for _, occupancy in occupants) - 1) < 1e-6:
         return occupants[0][0]
     shown = ", ".join(f"{species} {occupancy:g}" for species, occupancy in occupants) or "empty"
     raise InputError(

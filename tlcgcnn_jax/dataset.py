@@ -294,7 +294,8 @@ def _load_same(
 ) -> CrystalDataset:
     """The saved dataset, if this call would make the same; otherwise an `InputError` that says what differs."""
     manifest = read_manifest(path)
-    for what, wanted in (("fingerprint", fingerprint), ("graph", to_dict(graph)), ("targets", list(names))):
+    # The fingerprint last: other targets change that of crystals in memory as well.
+    for what, wanted in (("graph", to_dict(graph)), ("targets", list(names)), ("fingerprint", fingerprint)):
         if manifest.get(what) != wanted:
             meaning = {"fingerprint": "input", "graph": "graph settings"}.get(what, what)
             raise InputError(f"{path} was made from other {meaning}")

@@ -17,6 +17,9 @@ _SAME_SITE = 1e-8  # Å; pymatgen's tolerance for "the atom itself"
 # possible where the cell repeats few atoms, and must not show when a supercell keeps them apart.
 _SAME_DISTANCE = 1e-5
 _NEARLY_EQUAL = 1e-9  # Å; sorting by atom and distance in one number may confuse only such distances
+# Å; two sites of one element nearer than this are most likely images of one special position: 0.333 for 1/3 is off by
+# 0.01 Å along a vector of 30 Å.
+_ROUNDED = 0.1
 _NOISE = 1e-6  # Å; equal distances differ by less than this from rounding
 _FIRST_RADIUS = 1.2  # times the radius that holds k + 1 atoms at the crystal's density: most searches end there
 _GROWTH = 1.3
@@ -244,9 +247,12 @@ def _check_close(edges: _Edges, cells: _Cells, wheres: Sequence[str]) -> None:
     atom, crystal = int(edges.atom[i]), int(cells.crystal[edges.atom[i]])
     other = int(cells.first[crystal] + edges.sender[i])
     pair = "its own periodic image" if other == atom else f"site {_site(cells, other)}"
+    advice = "remove the repeated site, or check that the lattice is in Å"
+    if other != atom and cells.numbers[other] == cells.numbers[atom] and edges.distance[i] < _ROUNDED:
+        advice = f"give images of one site of a CIF more decimals (0.3333, not 0.333), {advice}"
     raise InputError(
         f"{_at(wheres[crystal])}site {_site(cells, atom)} and {pair} are {edges.distance[i]:.3g} Å apart, less than "
-        f"{CLOSEST} Å: remove the repeated site, or check that the lattice is in Å"
+        f"{CLOSEST} Å: {advice}"
     )
 
 

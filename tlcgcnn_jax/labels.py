@@ -5,6 +5,7 @@ import io
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,13 +54,14 @@ def read_sheet(
             {column: label}.
         targets: Columns that are asked for; labels without a name are those of the only one.
         id_column: Column of the ids, which is taken where it is there.
-        usual: What it may be called otherwise; the first whose cells name a crystal is taken.
+        usual: What it may be called otherwise; the one whose cells name the most crystals is taken.
         entries: The crystals.
 
     Raises:
-        InputError: There is no such table, no column of ids, or a column is named twice.
+        InputError: There is no such table, no column of ids, two that name a crystal in different rows, or a column is
+            named twice.
     """
-    known, column = {name for entry in entries for name in (*_names(entry), _bare(entry))}, "its keys"
+    known, column = _known(entries), "its keys"
     if isinstance(labels, str | Path):
         return _table(user_path(labels), id_column, usual, known)
     if isinstance(labels, Mapping):
@@ -131,7 +133,7 @@ def has_column(labels: Any, name: str) -> bool:
     return bool(id_columns(columns, name, ()))
 
 
-def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
+def _table(table: Path, id_column: str | None, usual: Sequence[str], known: Mapping[str, int]) -> Sheet:
     if not table.is_file():
         raise InputError(f"{table}: there is no such table of labels")
     rows, plain, places = read_table(table)
@@ -148,18 +150,21 @@ def _table(table: Path, id_column: str | None, usual: Sequence[str], known: set[
             f"{table}: no id column ({' or '.join(names)}) among {', '.join(header)}; name it with id_column "
             "(--id-column)"
         )
-    column = next((c for c in there if any(row[c] in known for row in lines)), there[0])
+    naming = _naming({header[c]: [row[c] for row in lines] for c in there}, known, str(table))
+    column = there[0] if naming is None else header.index(naming)
     found = []
     for row, cells, line in zip(lines, plain[1:], places[1:], strict=True):
         name, where = row[column], f"{table}:{line}"
         problem = too_long(row, header, f"{where} (id {name!r})")
         labels = dict(zip(header, cells + [""] * len(header), strict=False))
         found.append(Entry(name, where, row=labels, problem=problem))
-    named = f"column {header[column]!r}" if header[column] else "its first column"
+    named = _column(header[column]) if header[column] else "its first column"
     return Sheet(str(table), named, found, table.read_bytes())
 
 
-def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Sequence[str], known: set[str]) -> Sheet:
+def _frame(
+    frame: Any, targets: Sequence[str], id_column: str | None, usual: Sequence[str], known: Mapping[str, int]
+) -> Sheet:
     columns = [str(column) for column in frame.columns]
     check_header(columns, "labels")
     rows = [dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
@@ -167,12 +172,51 @@ def _frame(frame: Any, targets: Sequence[str], id_column: str | None, usual: Seq
     there = [] if asked else [columns[c] for c in id_columns(columns, id_column, usual)]
     if id_column and not (asked or there or usual):
         raise InputError(f"labels: no column {id_column!r} (--id-column) among {', '.join(columns)}")
-    column = next((c for c in there if any(id_text(row[c]) in known for row in rows)), None)
+    cells: dict[str | None, list[str | None]] = {c: [id_text(row[c]) for row in rows] for c in there}
+    if not id_column and (frame.index.name is not None or any(isinstance(name, str) for name in frame.index)):
+        cells[None] = [id_text(name) for name in frame.index]  # numbers of rows are no names
+    column = _naming(cells, known, "labels")
     if column is None and there and (id_column or not any(id_text(index) in known for index in frame.index)):
         column = there[0]
     ids = frame.index if column is None else [row[column] for row in rows]
-    named = "its index" if column is None else f"column {column!r}"
-    return _in_memory(list(zip(ids, rows, strict=True)), targets, named)
+    return _in_memory(list(zip(ids, rows, strict=True)), targets, _column(column))
+
+
+def _known(entries: Sequence[Entry]) -> dict[str, int]:
+    """Which crystal a table means by a name: the one with this id, else the only one with this file or bare name."""
+    known = {entry.id: number for number, entry in enumerate(entries)}
+    for names in ([_names(entry)[1] for entry in entries], [_bare(entry) for entry in entries]):
+        times = Counter(names)
+        known = {name: number for number, name in enumerate(names) if times[name] == 1} | known
+    return known
+
+
+def _naming(columns: Mapping[str | None, Sequence[str | None]], known: Mapping[str, int], table: str) -> str | None:
+    """The column (None: the index) that names the most crystals, of several the first; None where none names any.
+
+    Raises:
+        InputError: Another column names one of these crystals in another row.
+    """
+    found: dict[str | None, dict[int, list[int]]] = {name: {} for name in columns}
+    for name, cells in columns.items():
+        for row, cell in enumerate(cells):
+            if cell and cell in known:
+                found[name].setdefault(known[cell], []).append(row)
+    best = max(found, key=lambda name: len(found[name]), default=None)
+    ours = found.get(best, {})
+    for name, theirs in found.items():
+        for crystal in (crystal for crystal in theirs if theirs[crystal] != ours.get(crystal, theirs[crystal])):
+            both = ((name, theirs), (best, ours))
+            told = " and ".join(f"{_column(one)} ({columns[one][rows[crystal][0]]!r})" for one, rows in both)
+            raise InputError(
+                f"{table}: {told} name one crystal in different rows: name the one that holds the ids with id_column "
+                "(--id-column)"
+            )
+    return best if ours else None
+
+
+def _column(name: str | None) -> str:
+    return "its index" if name is None else f"column {name!r}"
 
 
 def id_columns(columns: Sequence[str], id_column: str | None, usual: Sequence[str]) -> list[int]:

@@ -15,6 +15,8 @@ from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.files import user_path
 
 TEXTBOOK = "textbook"
+GRAPH = ("cutoff", "neighbours", "ties")
+SKIP = "skip, unless these are most"
 PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -23,14 +25,14 @@ def data_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATASET", help="packed dataset; or any input, with --target; or `textbook`")
 
 
-def reading_options(parser: argparse.ArgumentParser) -> None:
-    """Which columns of which sheet, and what to do with bad crystals."""
+def reading_options(parser: argparse.ArgumentParser, on_error: str = SKIP) -> None:
+    """Which columns of which sheet, and what to do with bad crystals (as the help tells the default)."""
     parser.add_argument(
         "--target", action="append", default=[], metavar="COLUMN", help="property; may be given several times"
     )
     parser.add_argument("--labels", type=a_path, metavar="SHEET.csv", help="spreadsheet with ids and properties")
     id_column_option(parser)
-    on_error_option(parser)
+    on_error_option(parser, on_error)
 
 
 def id_column_option(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +40,24 @@ def id_column_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id-column", metavar="COLUMN", help="column of the ids (default: id, material_id, name, …)")
 
 
-def on_error_option(parser: argparse.ArgumentParser) -> None:
+def on_error_option(parser: argparse.ArgumentParser, default: str = SKIP) -> None:
     """What to do with bad crystals."""
     parser.add_argument(
         "--on-error", choices=("skip", "raise"),
-        help="leave crystals that cannot be used out and list them, or stop at the first (default: skip, unless these "
-        "are most)",
+        help=f"leave crystals that cannot be used out and list them, or stop at the first (default: {default})",
     )  # fmt: skip
 
 
 def graph_options(parser: argparse.ArgumentParser) -> None:
-    """`GraphConfig`."""
-    _settings_options(parser, "graph", GraphConfig(), ("cutoff", "neighbours", "ties"))
+    """`GraphConfig`; what is not asked for is no attribute of the options, so that a packed dataset decides."""
+    _settings_options(parser, "graph", GraphConfig(), GRAPH, absent=True)
+
+
+def check_graph(options: argparse.Namespace, parser: argparse.ArgumentParser, prepared: GraphConfig) -> None:
+    """Graph settings other than those that a dataset was packed with are bad usage."""
+    asked = {name: value for name, value in vars(options).items() if name in GRAPH}
+    if dataclasses.replace(prepared, **asked) != prepared:
+        parser.error(f"{options.data} is prepared with {prepared}: --cutoff, --neighbours, --ties go with prepare")
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +66,10 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     _settings_options(parser, "network", ModelConfig(), names)
 
 
-def _settings_options(parser: argparse.ArgumentParser, title: str, default: Any, names: Iterable[str]) -> None:
-    """Some settings of a dataclass as options, each with its default and what the docstring says of it."""
+def _settings_options(
+    parser: argparse.ArgumentParser, title: str, default: Any, names: Iterable[str], absent: bool = False
+) -> None:
+    """Some settings of a dataclass as options, each with its default (or absent) and what the docstring says of it."""
     group, text = parser.add_argument_group(title), inspect.getdoc(type(default)) or ""
     told = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", text.partition("Attributes:")[2], re.MULTILINE))
     for name in names:
@@ -68,8 +78,8 @@ def _settings_options(parser: argparse.ArgumentParser, title: str, default: Any,
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         meaning = " ".join(told.get(name, "").split()).rstrip(".").removesuffix(", or None").replace("%", "%%")
         group.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=value, help=f"{meaning} (default: {shown})",
-            metavar="X,X" if isinstance(value, tuple) else None,
+            f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS if absent else value,
+            help=f"{meaning} (default: {shown})", metavar="X,X" if isinstance(value, tuple) else None,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.blending import weighted_mean, weighted_std
 from tlcgcnn_jax.config import Target
-from tlcgcnn_jax.errors import Skipped
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.files import user_path, write_table
 
 
@@ -101,14 +101,22 @@ class Predictions:
         )
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Predictions":
-        """Those of some crystals."""
+        """Those of some crystals (row numbers, or a mask of length n), in that order.
+
+        Raises:
+            InputError: A mask of another length.
+        """
+        index, n = np.asarray(rows), len(self.ids)
+        if index.dtype == bool and index.shape != (n,):
+            raise InputError(f"a mask of shape {index.shape} for {n} crystals: ({n},) was expected")
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
         some = {
-            name: None if (values := getattr(self, name)) is None else values[rows]
+            name: None if (values := getattr(self, name)) is None else values[index]
             for name in ("low", "high", "novelty")
         }
-        own = None if self.own_std is None else self.own_std[:, rows]
-        ids = [self.ids[row] for row in rows]
-        return replace(self, ids=ids, members=self.members[:, rows], own_std=own, skipped=(), **some)
+        own = None if self.own_std is None else self.own_std[:, index]
+        ids = [self.ids[row] for row in index.tolist()]
+        return replace(self, ids=ids, members=self.members[:, index], own_std=own, skipped=(), **some)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Named columns of a table: prediction (std, low, high); one a target or class where there are several."""

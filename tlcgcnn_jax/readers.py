@@ -140,7 +140,13 @@ def path_entry(given: str | Path, where: str, name: str, id_column: str | None) 
         return Entry(name, where, problem=f"{where}: {error}")
     if path.name in ("POSCAR", "CONTCAR"):  # VASP's files are all called the same, and their folders tell them apart
         return replace(found[0], id=path.resolve().parent.name)
-    return replace(found[0], id=path.name.split(".")[0]) if found[0].id == "row_0" else found[0]
+    return replace(found[0], id=_stem(path)) if found[0].id == "row_0" else found[0]
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without its ending; other dots belong to the name, as in Si.300K.xyz."""
+    endings = [ending for ending in (*_JSON_ENDINGS, *_ASE_ENDINGS) if path.name.lower().endswith(ending)]
+    return path.name[: -len(max(endings, key=len))] if endings else path.stem
 
 
 def passed_over(path: Path, reader: str, entries: Sequence[Entry]) -> str:
@@ -190,14 +196,17 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
         columns = list(targets) if len(targets) == 1 else ["target"]
     else:
         columns = [f"target_{i}" for i in range(1, width)]
+    listed: dict[str, int] = {}
     for row, cells, line in list(zip(rows, plain, lines, strict=True))[has_header:]:
         name, where = row[0], f"{table}:{line}"
         name = name[:-4] if name.lower().endswith(".cif") else name
+        if name and (first := listed.setdefault(name, line)) != line:
+            raise InputError(f"{where}: the id {name!r} stands twice, first at {table}:{first}: remove one of the rows")
         file = path / f"{name}.cif"
         labels = dict(zip(columns, cells[1:] + [""] * (width - len(row)), strict=False))
         problem = "" if os.path.lexists(file) else f"{where}: id {name!r} has no file {file.name} in {path}"
         problem = problem or (too_long(row, head, where) if has_header else "")
-        yield Entry(name, str(file), str(file), "cif", labels, problem)
+        yield Entry(name, str(file), str(file), "cif", labels, problem, labelled=where)
 
 
 def _is_name(text: str) -> bool:
@@ -316,7 +325,7 @@ def _json_document(path: Path, document: Any, id_column: str | None, alone: str 
         for name, record in document.items():  # by its key, whatever else the record is called
             yield replace(record_entry(record, record, f"{path}:{name}", name, None), id=name)
     elif isinstance(document, dict):
-        yield record_entry(document, document, str(path), alone or path.name.split(".")[0], id_column)
+        yield record_entry(document, document, str(path), alone or _stem(path), id_column)
     elif isinstance(document, list):
         for row, record in enumerate(document):
             yield record_entry(record, record, f"{path}:record {row + 1}", f"row_{row}", id_column)

@@ -18,9 +18,10 @@ from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.committee import AnyModel
 from tlcgcnn_jax.config import FINE_TUNING, GraphConfig, ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset, find_dataset
-from tlcgcnn_jax.errors import InputError
+from tlcgcnn_jax.errors import InputError, Skipped
 from tlcgcnn_jax.files import only_one, user_path
 from tlcgcnn_jax.graph_sets import GraphSets, pack_graphs
+from tlcgcnn_jax.labels import NO_STRUCTURE
 from tlcgcnn_jax.losses import check_varied, transform_labels, without_nonpositive
 from tlcgcnn_jax.machine import in_float32, versions
 from tlcgcnn_jax.many import digest
@@ -105,7 +106,8 @@ def fit(
         data: A `CrystalDataset`, or whatever `read_structures` takes.
         targets: Column names, or `Target`s with unit, kind and transform; default: all columns of a packed dataset, as
             numbers without a unit. Of anything else at least one must be named.
-        split: Row numbers; default: a seeded 80/10/10 split.
+        split: Row numbers; default: a seeded 80/10/10 split. Where crystals are left out (on_error="skip"), rows must
+            be those of a dataset, so pack it first; `read_split` makes them of ids.
         graph: How crystals become graphs (not used where `data` is a dataset).
         model: Sizes of the network; Gaussians reach as far as the cutoff in any case.
         config: How to train; batches and rate of the default are for thousands of crystals, those of `FINE_TUNING` for
@@ -124,8 +126,9 @@ def fit(
 
     Raises:
         InputError: Crystals, labels or settings that cannot be used; no property, or one that is no column; fewer than
-            3 labelled crystals, or labels that are all alike; a split whose parts share crystals or leave the dataset;
-            a training loss that is not finite; or an `out` that holds something else, or cannot be written.
+            3 labelled crystals, or labels that are all alike; a split whose parts share crystals or leave the dataset,
+            or rows of one of which crystals are left out here; a training loss that is not finite; or an `out` that
+            holds something else, or cannot be written.
 
     Example:
         >>> from tlcgcnn_jax import ModelConfig, TrainConfig, fit, textbook_records
@@ -137,7 +140,7 @@ def fit(
     _check_settings({"config": (config, TrainConfig), "model": (model, ModelConfig)}, split, seeds)
     if out is not None:
         check_run_folder(user_path(out), resume)
-    crystals, chosen = _prepared(data, targets, (graph,), labels, id_column, on_error, progress)
+    crystals, chosen = _prepared(data, targets, (graph,), labels, id_column, on_error, progress, split)
     lesson = _lesson(crystals, chosen, split, config, seeds)
     # No edge may be longer than the last Gaussian; a dataset has a cutoff of its own.
     reach = max(model.gaussian_max, crystals.datasets[0].graph.cutoff)
@@ -226,7 +229,7 @@ def transfer(
         check_run_folder(user_path(out), resume)
     pool = find_pool(source, sources)
     graphs = needed_graphs(strategy, pool)
-    crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress)
+    crystals, chosen = _prepared(data, targets, graphs, labels, id_column, on_error, progress, split)
     lesson = replace(_lesson(crystals, chosen, split, config, seeds), deal=split is None if deal is None else deal)
     choice = SourceChoice(pool, crystals, chosen, lesson.split.train, config.seed, top, progress)
     plan = plan_transfer(lesson, strategy, multipliers, choice)
@@ -340,6 +343,17 @@ def _check_settings(settings: dict[str, tuple[Any, type]], split: Any, seeds: An
         raise InputError(f"seeds is {seeds!r}: the number of networks was expected, at least 1")
 
 
+def _check_rows(split: Split | None, skipped: Sequence[Skipped]) -> None:
+    """Row numbers are those of what was given: once crystals are left out, others would stand there in silence."""
+    left_out = [one for one in skipped if NO_STRUCTURE not in one.reason]  # rows of labels alone move no crystal
+    if split is not None and left_out:
+        raise InputError(
+            f"split: {len(left_out)} of the crystals that its rows count are left out, so that they would be those of "
+            f"others; the first: {left_out[0].reason}; pack them first (build_dataset(..., on_error='skip')) and give "
+            "the dataset with rows of it, which read_split makes of ids"
+        )
+
+
 def _lesson(
     crystals: GraphSets, targets: tuple[Target, ...], split: Split | None, config: TrainConfig, seeds: int
 ) -> Lesson:
@@ -370,6 +384,7 @@ def _prepared(
     id_column: str | None,
     on_error: str,
     progress: bool,
+    split: Split | None,
 ) -> tuple[GraphSets, tuple[Target, ...]]:
     """Crystals with exactly the columns that are asked for, as graphs of all these kinds."""
     wanted = (targets,) if isinstance(targets, str | Target) or not isinstance(targets, Iterable) else tuple(targets)
@@ -388,6 +403,7 @@ def _prepared(
         data, graphs, targets=names, labels=labels, id_column=id_column, on_error=on_error, progress=progress
     )
     if crystals.skipped and not packed:
+        _check_rows(split, crystals.skipped)
         logger.warning(
             "%d crystals are left out, %d are used; the first: %s", len(crystals.skipped), len(crystals),
             crystals.skipped[0].reason,

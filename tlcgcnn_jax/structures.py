@@ -26,6 +26,12 @@ from tlcgcnn_jax.structure_json import crystal_from_json
 
 logger = logging.getLogger(__name__)
 
+# What `crystal_from_json` looks at.
+_STRUCTURE = (
+    "structure", "atoms", "sites", "lattice", "species", "frac_coords", "lattice_mat", "elements", "coords",
+    "cartesian", "pbc",
+)  # fmt: skip
+
 __all__ = ["Crystal", "Item", "Record", "Records", "Scan", "formula", "parse", "read_structures", "scan"]
 
 
@@ -56,7 +62,8 @@ class Scan:
         items: The crystals to read, in the order of the source.
         skipped: Those left out, with the reason.
         columns: Names of the columns that hold a number for at least one crystal.
-        fingerprint: sha256 of the input bytes, labels included.
+        fingerprint: sha256 of the input bytes, labels included; of crystals in memory of their ids, structures and the
+            targets that are asked for.
     """
 
     items: list[Item]
@@ -93,7 +100,7 @@ def read_structures(
         labels: Joined to the crystals by id: the path of a CSV with a header, a DataFrame, or a Series or dictionary
             from ids to labels. Beside crystals in memory also a list or an array, in their order.
         id_column: Column that holds the ids, of the crystals, of the labels or of both; by default the first of id,
-            material_id, name, file, jid.
+            material_id, name, file, jid, and of labels the one of these that names the most crystals.
         on_error: "raise" stops at crystals that cannot be used; "skip" leaves them out and lists them
             in `.skipped`.
 
@@ -174,6 +181,12 @@ def scan(
     if isinstance(source, str | Path):
         path = user_path(source)
         reader = readers.find_reader(path)
+        if id_column and labels is None and reader in ("files", "cgcnn"):
+            ids = "the first column of id_prop.csv" if reader == "cgcnn" else "the names of the files"
+            raise InputError(
+                f"{path}: the ids are {ids}, so that {id_column!r} (id_column, --id-column) can only be a column of a "
+                "sheet: give that (labels, --labels), or leave id_column out"
+            )
         _hash_files(digest, path, reader)
         digest.update(b"ids of rows\0" if reader == "ase" else b"")  # which were others in versions before
         read = partial(readers.read_entries, path, reader, wanted if labels is None else ())
@@ -185,7 +198,7 @@ def scan(
         reader = "objects"
         source = list(source) if isinstance(source, Iterator) else source  # which may be read twice
         entries = _entries(partial(object_entries, source), id_column, labels)
-        _hash_entries(digest, entries)
+        _hash_entries(digest, entries, wanted)
         name = "the DataFrame" if hasattr(source, "columns") else "what was given"
     if not entries:
         raise InputError(f"{name}: there are no crystals in it")
@@ -283,9 +296,9 @@ def _hash_files(digest: Any, path: Path, reader: str) -> None:
             digest.update(file.read_bytes())
 
 
-def _hash_entries(digest: Any, entries: list[Entry]) -> None:
+def _hash_entries(digest: Any, entries: list[Entry], targets: tuple[str, ...]) -> None:
     for entry in entries:
-        text = f"{entry.id}\0{sorted(entry.row.items(), key=lambda kv: str(kv[0]))!r}\0"
+        text = f"{entry.id}\0{[plain(entry.row.get(target)) for target in targets]}\0"
         digest.update(text.encode(errors="backslashreplace"))  # the id may be that of a file name that is not UTF-8
         if entry.format in ("cif", "poscar"):
             with contextlib.suppress(OSError):  # told where the file is read
@@ -294,7 +307,10 @@ def _hash_entries(digest: Any, entries: list[Entry]) -> None:
             for part in entry.payload:
                 digest.update(repr(part).encode() if isinstance(part, list) else np.asarray(part).tobytes())
         else:
-            digest.update(repr(_whole(entry.payload)).encode())
+            payload = entry.payload
+            if isinstance(payload, Mapping):  # beside the structure it may hold any columns
+                payload = {key: payload[key] for key in _STRUCTURE if key in payload}
+            digest.update(repr(_whole(payload)).encode())
 
 
 def _whole(value: Any) -> Any:

@@ -16,6 +16,7 @@ from tlcgcnn_jax.model_folder import CONFIG
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+PICKLE = ".pth.tar"  # the ending of the original's checkpoints
 PREDICTORS = ("mp-formation-energy-ensemble",)  # no source of "auto", without which all studies were made
 
 
@@ -123,7 +124,7 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
     Args:
         own: Folder with models, each in a folder of its own (`config.json` and `weights.npz`), or checkpoints of the
             original CGCNN (`NAME.npz` with `NAME.json`) in it or one level below. What cannot be read is named in a
-            warning and left out.
+            warning and left out, and so are checkpoints as PyTorch writes them (`NAME.pth.tar`).
 
     Returns:
         Models by name: a path within the folder, without the checkpoint's suffix.
@@ -172,4 +173,18 @@ def find_sources(own: str | Path | None = None) -> dict[str, Model]:
             f"{place}: holds no source model{told}; folders with {CONFIG} and {WEIGHTS}, or checkpoints as NAME.npz "
             "with NAME.json were expected (`tlcgcnn import-cgcnn` reads .pth.tar)"
         )
+    _tell_unread(place, folders, readers)
     return found
+
+
+def _tell_unread(place: Path, folders: Iterable[Path], read: Iterable[Path]) -> None:
+    """Warn of checkpoints that nobody has imported, which look like sources and are none."""
+    known = {path.parent / path.name.removesuffix(".npz") for path in read}
+    pickles = [path for at in (place, *folders) for path in sorted(at.glob(f"*{PICKLE}"))]
+    if unread := [path for path in pickles if path.parent / path.name.removesuffix(PICKLE) not in known]:
+        names = [path.relative_to(place).as_posix() for path in unread]
+        logger.warning(
+            "%s: %d checkpoints of PyTorch are not read: %s; to use one: tlcgcnn import-cgcnn %s --out %s",
+            place, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else ""), unread[0],
+            str(unread[0]).removesuffix(PICKLE),
+        )  # fmt: skip
