@@ -75,6 +75,17 @@ def test_plan_is_a_function_of_seed_and_epoch():
     assert not any(set(rows) in together for rows in plan(0, 1)), "other orders of the same batches are not enough"
 
 
+@pytest.mark.parametrize("n", [20, 33, 64, 96, 128, 300])
+def test_no_batch_of_a_crystal_or_two(n):
+    n_atom, n_row = sizes(n)
+    budget = pad_budget(n_atom, n_row, 32, 4)
+    for epoch in range(20):
+        plan = batch_plan(n_atom, n_row, budget, 0, epoch)
+        atoms = [n_atom[rows].sum() for rows in plan]
+        assert min(atoms) >= 0.4 * np.mean(atoms)
+        assert len(plan) <= n / 32 + 2  # no more batches than the crystals need
+
+
 @pytest.mark.parametrize("batch_size", [32, 128, 256])
 def test_little_is_wasted(batch_size):
     n_atom, n_row = sizes()

@@ -69,7 +69,8 @@ def batch_plan(
     """Which crystals go together: a pure function of sizes, seed and epoch.
 
     Crystals are taken in a seeded random order and put into the open batch; where one does not fit, the next
-    `LOOK_AHEAD` are tried for the remaining places. No crystal is dropped.
+    `LOOK_AHEAD` are tried for the remaining places. No crystal is dropped. Where the last batch would be less than half
+    as large as the mean one, all are made of equal size.
 
     Args:
         n_atom: int [n].
@@ -84,18 +85,31 @@ def batch_plan(
     Raises:
         ValueError: A crystal that is larger than a whole batch.
     """
-    order = np.arange(len(n_atom))
-    if seed is not None:
-        order = np.random.default_rng([seed, epoch]).permutation(len(n_atom))
+    if seed is None:
+        return _filled(np.arange(len(n_atom)), n_atom, n_row, budget)
+    order = np.random.default_rng([seed, epoch]).permutation(len(n_atom))
+    plan = _filled(order, n_atom, n_row, budget)
+    share = -(-int(n_atom.sum()) // len(plan)) if plan else 0
+    if plan and 2 * n_atom[plan[-1]].sum() < share:
+        # A last batch of a crystal or two would count in the updates, and in batch norm, as much as a full one.
+        plan = _filled(order, n_atom, n_row, budget, share)
+    return plan
+
+
+def _filled(
+    order: np.ndarray, n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget, share: int | None = None
+) -> list[np.ndarray]:
+    """Batches in some order of the crystals, each closed once it is full or has its share of atoms."""
     smallest = int(n_atom.min()) if len(n_atom) else 0
     sizes = list(zip(n_atom.tolist(), n_row.tolist(), strict=True))
     pending = order.tolist()[::-1]  # a stack: the next crystal is the last element
     batches = []
     while pending:
         nodes, rows, graphs = budget.n_node - 1, budget.n_row - 1, budget.n_graph - 1
+        left = max(smallest, 1 + nodes - share) if share else smallest  # places, with fewer of which it is closed
         chosen: list[int] = []
         skipped: list[int] = []
-        while pending and graphs and nodes >= smallest and len(skipped) < LOOK_AHEAD:
+        while pending and graphs and nodes >= left and len(skipped) < LOOK_AHEAD:
             crystal = pending.pop()
             atoms, crystal_rows = sizes[crystal]
             if atoms <= nodes and crystal_rows <= rows:
@@ -121,7 +135,8 @@ def padding_waste(n_atom: np.ndarray, n_row: np.ndarray, plan: Sequence[np.ndarr
 def rounded_up(size: int) -> int:
     """A size of padded arrays, or a number of batches, rounded up by an eighth at most.
 
-    So data sets of nearly equal size share one compiled program. Batches that are added are skipped at no cost.
+    So data sets of nearly equal size share one compiled program. Batches that are added are skipped at no cost,
+    but where several networks are mapped over on an accelerator, which computes what it skips.
     """
     step = 1 << max(size.bit_length() - 4, 0)
     return -(-size // step) * step
