@@ -110,7 +110,7 @@ def test_folding_keeps_the_function():
 
 
 def test_what_is_trained():
-    before, now = flatten(start()), flatten(trained().last)
+    before, now = flatten(start()), flatten(trained().variables)
     for path, leaf in before.items():
         if path.startswith(("params/adapter/", "params/head/")):
             assert (now[path] != leaf).any(), f"{path} is to be trained and has not moved"

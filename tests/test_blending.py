@@ -102,6 +102,19 @@ def test_errors_are_measured_as_they_are_learnt():
     assert choose_weights(predictions, labels, learnt=np.log10)[0] > 0.2  # 0.52 against 0.70
 
 
+def test_of_probabilities_those_that_are_right_count_and_not_those_that_are_sure():
+    """Seven of ten crystals are of the class: to be sure of all has the smaller absolute error and larger square."""
+    labels, values = np.tile([1.0] * 7 + [0.0] * 3, 6), LABELS[:60]
+    predictions = np.stack([np.full(60, 0.7), np.full(60, 0.99)])
+    assert choose_weights(predictions, labels)[1] > 0.9
+    assert choose_weights(predictions, labels, squared=True)[0] > 0.9
+    assert cross_fitted_mean(predictions, labels, squared=True).mean() == pytest.approx(0.7, abs=0.05)
+    # A column of values beside that of the class goes on counting by its absolute errors.
+    both = np.stack([np.stack([one, values], 1) for one in predictions])
+    found = choose_weights(both, np.stack([labels, values], 1), squared=np.array([True, False]))
+    np.testing.assert_array_equal(found, choose_weights(predictions, labels, squared=True))
+
+
 def test_cross_fitted_errors_are_not_flattered_by_the_choice():
     """Of many useless parts the choice picks what fits the crystals at hand; others tell how little that is worth."""
     rng, flattered, honest, new = np.random.default_rng(1), [], [], []

@@ -9,7 +9,7 @@ import pytest
 from tiny import GAP, ONE_EPOCH, K, records, source
 
 from tlcgcnn_jax import feature_model, plans, transfer
-from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.blending import choose_weights, cross_fitted_mean
 from tlcgcnn_jax.calibration import conformal
 from tlcgcnn_jax.committee import Committee
 from tlcgcnn_jax.config import Target
@@ -93,7 +93,9 @@ def test_every_crystal_validates_once_and_chooses_weights(dealt):
     np.testing.assert_allclose(
         [one["val_mae"] for one in choice.values()], np.abs(held - labels[:38]).mean(1), rtol=1e-5
     )
-    assert result.metrics["val"]["mae"] == pytest.approx(np.abs(weights @ held - labels[:38]).mean(), rel=1e-5)
+    crossed = cross_fitted_mean(held[:, order], labels[order], learnt=np.log10)
+    assert result.metrics["val"]["mae"] == pytest.approx(np.abs(crossed - labels[order]).mean(), rel=1e-5)
+    assert result.metrics["val"]["mae"] > 1.001 * np.abs(weights @ held - labels[:38]).mean(), "flattered by the choice"
     assert result.metrics["val"]["n"] == result.model.calibration[0].n == 38
     assert "38 training and validation crystals, dealt 3 times" in told[-1]
 
@@ -101,11 +103,10 @@ def test_every_crystal_validates_once_and_chooses_weights(dealt):
 def test_intervals_are_of_one_width_from_all_crystals(dealt):
     """A network of one fold has no spread of its own, so that none may scale the intervals."""
     result, _ = dealt
-    held, _ = held_by_hand(result)
-    weights = np.array([one["weight"] for one in result.model.notes["choice"].values()])
-    labels = np.array([record.targets[K] for record in records(38)])
+    held, order = held_by_hand(result)
+    labels = np.array([record.targets[K] for record in records(38)])[order]
     (bar,) = result.model.calibration
-    expected = conformal(np.log10(weights @ held) - np.log10(labels))
+    expected = conformal(np.log10(cross_fitted_mean(held[:, order], labels, learnt=np.log10)) - np.log10(labels))
     assert not bar.normalised and bar.n == 38 and bar.quantile == pytest.approx(expected.quantile, rel=1e-4)
     ends = np.log10(np.concatenate([result.predictions.low, result.predictions.high], 1))
     np.testing.assert_allclose(np.diff(ends), 2 * bar.quantile, rtol=1e-5)
@@ -113,7 +114,7 @@ def test_intervals_are_of_one_width_from_all_crystals(dealt):
 
 def test_intervals_of_regressors_scale_with_their_spread():
     """They have the same kind of standard deviation before and after they have learnt from all."""
-    result = learn("blend:features:gp+descriptors:gp")
+    result = learn("blend:descriptors:gp+hybrid:gp")
     assert result.model.calibration[0].normalised and result.model.calibration[0].n == 38
 
 
@@ -226,7 +227,7 @@ def test_the_networks_of_a_source_take_turns(monkeypatch):
         records(44), two, "blend:keep_head+descriptors:ridge", LOG, split=DEALT, deal=True, config=ONE_EPOCH, seeds=3
     )  # fmt: skip
     (jobs,) = seen
-    assert [job.member for job in jobs] == [0, 1, 0] and {len(job.train) + len(job.val) for job in jobs} == {38}
+    assert [job.member for job in jobs] == [0, 1, 2] and {len(job.train) + len(job.val) for job in jobs} == {38}
     assert result.metrics["val"]["n"] == 38
 
 
@@ -243,11 +244,24 @@ def test_one_part_that_is_best_stands_alone_with_its_error_bars():
 
 
 def test_too_many_crystals_for_a_regressor_are_told_before_any_training(monkeypatch):
-    """It is fitted to training and validation crystals: both together count."""
-    monkeypatch.setattr(feature_model, "MOST_PAIRS", 30)
+    monkeypatch.setattr(feature_model, "MOST_PAIRS", 25)
     monkeypatch.setattr(plans, "fine_tune", lambda *_, **__: pytest.fail("trained first"))
-    with pytest.raises(InputError, match="38 labelled training crystals; svr compares all pairs"):
+    with pytest.raises(InputError, match="26 labelled training crystals; svr compares all pairs"):
         learn("blend:full+features:svr")
+
+
+@pytest.mark.parametrize("strategy", ["features:svr", "blend:descriptors:ridge+descriptors:svr"])
+def test_where_validation_crystals_make_it_too_many_they_are_not_learnt_from(monkeypatch, caplog, strategy):
+    monkeypatch.setattr(feature_model, "MOST_PAIRS", 30)
+    result = learn(strategy)
+    assert result.metrics["val"]["n"] == 12 and result.model.notes["crystals trained on"] == 26
+    told = f"validation crystals are not learnt from: with them there are 38, too many for {strategy.split('+')[-1]}"
+    assert told in caplog.text
+
+
+def test_a_mean_of_regressors_has_no_learning_rates():
+    with pytest.raises(InputError, match=r"blend:.* trains no network: learning-rate multipliers \(--rate\)"):
+        learn("blend:features:ridge+descriptors:ridge", multipliers={"*": 0.5})
 
 
 def test_predictions_of_several_sets_are_joined():

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def always_die(number: int) -> int:
     return number
 
 
+def die_of_two(number: int) -> int:
+    """2 kills its worker while the others are still at work."""
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    return number
+
+
 def refuse(number: int) -> int:
     raise InputError(f"{number} will not do")
 
@@ -46,8 +55,16 @@ def test_a_killed_process_is_replaced(tmp_path):
 
 
 def test_a_task_that_always_kills_is_named():
-    with pytest.raises(InputError, match="^1: 3 worker processes ended"):
+    with pytest.raises(InputError, match="^1: 3 worker processes ended while it ran alone"):
         list(run_tasks(always_die, [1, 2], workers=2))
+
+
+def test_a_task_is_not_blamed_for_the_worker_that_another_ends():
+    """Each breakdown takes all workers along; the ones that are innocent end all the same."""
+    found = []
+    with pytest.raises(InputError, match="^2: 3 worker processes ended while it ran alone"):
+        found.extend(run_tasks(die_of_two, [1, 2], workers=2))
+    assert found == [(1, 1)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -93,3 +110,13 @@ def test_ray_loses_and_doubles_nothing(ray_cluster, tmp_path):
 def test_ray_passes_errors_on(ray_cluster):
     with pytest.raises(InputError, match="will not do"):
         list(run_tasks(refuse, [1, 2], engine="ray"))
+
+
+@pytest.mark.parametrize("name", ["WorkerCrashedError", "OutOfMemoryError", "LocalRayletDiedError"])
+def test_whatever_ray_gives_up_names_the_task(ray_cluster, monkeypatch, name):
+    def give_up(reference):
+        raise getattr(ray_cluster.exceptions, name)(*["no memory\nmore"] * (name == "OutOfMemoryError"))
+
+    monkeypatch.setattr(ray_cluster, "get", give_up)
+    with pytest.raises(InputError, match=f"^7: Ray has given it up: {name}: .*$"):
+        list(run_tasks(square, [7], engine="ray"))

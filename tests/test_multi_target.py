@@ -18,7 +18,7 @@ TARGETS = (
     Target("metal", kind="classification"),
     Target("family", kind="classification", classes=3),
 )
-CONFIG = dataclasses.replace(toy.CONFIG, epochs=60, batch_size=8, learning_rate=3e-2, weight_decay=0.0)
+CONFIG = dataclasses.replace(toy.CONFIG, epochs=60, batch_size=8, learning_rate=3e-2, weight_decay=0.0, keep="last")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def result(dataset):
 
 @pytest.fixture(scope="module")
 def predictions(dataset, result):
-    model = Model(dataset.graph, toy.SIZES, TARGETS, result.normaliser, (result.last,))
+    model = Model(dataset.graph, toy.SIZES, TARGETS, result.normaliser, (result.variables,))
     return predict(model, dataset)
 
 

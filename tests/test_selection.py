@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from tiny import MODEL, ONE_EPOCH, K, records, source
 
-from tlcgcnn_jax.blending import choose_weights
+from tlcgcnn_jax.blending import choose_weights, cross_fitted_mean
 from tlcgcnn_jax.committee import Committee
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.evaluate import predict, predict_rows
 from tlcgcnn_jax.feature_model import make_feature_model
 from tlcgcnn_jax.graph_sets import pack_graphs
+from tlcgcnn_jax.predictions import mixture
 from tlcgcnn_jax.run import fit
 from tlcgcnn_jax.selection import weighted_committee
 from tlcgcnn_jax.zoo import load_model
@@ -39,6 +40,10 @@ def labels(crystals):
 
 def committee(parts, crystals, rows=VAL, seed=0):
     """Weighted by what the parts say of these rows."""
+    return weighted(parts, crystals, rows, seed)[0]
+
+
+def weighted(parts, crystals, rows=VAL, seed=0):
     said = {name: predict_rows(part, crystals, rows) for name, part in parts.items()}
     return weighted_committee(parts, said, np.asarray(crystals.datasets[0].targets, float)[rows], seed)
 
@@ -51,6 +56,19 @@ def test_weights_are_those_of_the_held_out_crystals(parts, crystals):
     assert [one["weight"] for one in choice.values()] == weights.tolist()
     errors = np.abs(said - labels(crystals)).mean(1)
     np.testing.assert_allclose([one["val_mae"] for one in choice.values()], errors)
+
+
+def test_held_out_crystals_are_predicted_by_weights_that_others_chose(parts, crystals):
+    """Their own choice would flatter the mean; how far the parts lie apart is a matter of the final weights alone."""
+    made, held = weighted(parts, crystals, seed=2)
+    said = [predict_rows(part, crystals, VAL) for part in parts.values()]
+    crossed = cross_fitted_mean(np.stack([one.values[:, 0] for one in said]), labels(crystals), 2, np.log10)
+    np.testing.assert_allclose(held.values[:, 0], crossed, rtol=1e-12)
+    together = mixture(said, made.weights)
+    assert np.abs(held.values - together.values).max() > 0.1
+    np.testing.assert_allclose(held.learnt_std, together.learnt_std, rtol=1e-12)
+    few = weighted(parts, crystals, VAL[:5])[1]
+    np.testing.assert_allclose(few.values, mixture([one.select(range(5)) for one in said]).values)
 
 
 def test_a_part_without_weight_is_left_out_with_its_formulas(parts, crystals):
@@ -88,6 +106,9 @@ def test_classes_are_weighted_by_their_probabilities(crystals):
     chosen = committee({"surely": leaning(6.0), "hardly": leaning(0.1)}, packed, zeros)
     weights = {name: one["weight"] for name, one in chosen.notes["choice"].items()}
     assert weights == {"surely": 0.0, "hardly": 1.0} and "val_mae" not in chosen.notes["choice"]["hardly"]
+    most = np.array([row for row in VAL if row % 2 == 0 or row < 22])  # 10 of 14 are of class 0, to odds of 0.9
+    chosen = committee({"too sure": leaning(6.0), "right": leaning(0.9)}, packed, most)
+    assert chosen.notes["choice"]["right"]["weight"] > 0.6
 
 
 def test_a_round_trip_keeps_weights_and_numbers(parts, crystals, tmp_path):

@@ -111,6 +111,17 @@ def test_a_mixture_that_was_not_named_and_is_trained_is_small():
     assert len(SourceChoice(many, crystals(), BULK, ROWS, top=6).sources(STRATEGIES["multi_source_full"])) == 6
 
 
+def test_sources_of_a_gate_that_takes_some_are_ranked():
+    """At first all weigh alike, and it lets those through that come first."""
+    named = SourcePool({f"s{i}": noisy(source(), i) for i in range(4)})
+    found = SourceChoice(named, crystals(), BULK, ROWS)
+    best = [score.name for score in found.ranking]
+    assert best != list(named.models), "their order is to differ from the given one"
+    assert list(found.sources(STRATEGIES["multi_source_gate_top3"])) == best
+    few = SourceChoice(SourcePool(dict(list(named.models.items())[:3])), crystals(), BULK, ROWS)
+    assert list(few.sources(STRATEGIES["multi_source_gate_top3"])) == ["s0", "s1", "s2"] and not few.ranked
+
+
 def test_a_packed_dataset_leaves_other_kinds_out(caplog):
     packed = GraphSets(crystals().datasets[:1])
     assert list(choice(sets=packed).models) == ["s0", "s1", "s2"]
@@ -142,7 +153,7 @@ def test_what_cannot_be_chosen_is_refused():
         choice(top=0)
     both = pack_graphs(records(20, (K, GAP)), [GraphConfig()], targets=(K, GAP))
     two = SourceChoice(SourcePool(pool().models), both, (*BULK, Target(GAP)), ROWS)
-    with pytest.raises(InputError, match="ranked for one property or two classes: name one source"):
+    with pytest.raises(InputError, match="ranked for one property or two classes: name no more of them than"):
         two.sources(STRATEGIES["full"])
     few = SourceChoice(pool(), crystals(), BULK, np.arange(9))
     with pytest.raises(InputError, match="9 labelled training crystals: at least 10"):

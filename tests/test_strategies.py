@@ -5,10 +5,9 @@ import pytest
 import toy
 
 from tlcgcnn_jax.adapters import add_adapters
-from tlcgcnn_jax.bundle import Model, check_graph, flatten
+from tlcgcnn_jax.bundle import check_same_graph, flatten
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.losses import Normaliser
 from tlcgcnn_jax.merging import merge
 from tlcgcnn_jax.optim import frozen_modules, rate_tree
 from tlcgcnn_jax.strategies import (
@@ -21,8 +20,6 @@ from tlcgcnn_jax.strategies import (
     find_way,
     strategy_names,
 )
-
-NORMALISER = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,8 @@ def test_freezing_up_to_a_convolution(depth):
     for last in range(depth):
         rates = layer_rates(find_strategy(f"freeze:conv_{last}", convolutions=depth).rates, depth)
         assert rates == [0.0] * (last + 2) + [1.0] * (depth - last)
-    with pytest.raises(InputError, match=f"no strategy 'freeze:conv_{depth}'"):
+    told = f"no strategy 'freeze:conv_{depth}'; there are: freeze:conv_0 to freeze:conv_{depth - 1}$"
+    with pytest.raises(InputError, match=told):
         find_strategy(f"freeze:conv_{depth}", convolutions=depth)
 
 
@@ -199,14 +197,29 @@ SENSELESS = {
     "a phase of nothing": ({"before": (Phase(0.0, ()),)}, r"\[0.0\] of the epochs"),
     "pull": ({"pull": -1.0}, "pull -1.0"),
     "rank": ({"adapter_rank": -1}, "adapter_rank -1"),
-    "the output of several": ({"sources": 0, "refit_output": True}, "refit_output is of the output of one source"),
+    "the output of several": ({"sources": 0, "refit_output": True}, "of one source as it is, found sources 0"),
+    "the output of a new head": (
+        {"reinitialise": ("head/*",), "refit_output": True},
+        r"as it is, found .*reinitialise \('head/\*',\)",
+    ),
+    "the output of other statistics": ({"batch_norm": "target", "refit_output": True}, "batch_norm 'target': use 1"),
+    "one pattern": ({"reinitialise": "head/*"}, r"own: reinitialise is 'head/\*': several were expected, as \(\"head/"),
+    "one phase": ({"before": Phase(0.5, ())}, "own: before is Phase.*: several were expected"),
 }
 
 
 @pytest.mark.parametrize(("change", "told"), SENSELESS.values(), ids=SENSELESS)
 def test_strategies_that_make_no_sense(change, told):
     with pytest.raises(InputError, match=told):
-        Strategy("own", "", (), (("*", 1.0),), **change)
+        Strategy(**({"name": "own", "summary": "", "reinitialise": (), "rates": (("*", 1.0),)} | change))
+
+
+def test_lists_are_as_good_as_tuples():
+    listed = Strategy("own", "", ["*"], [("*", 1.0)], before=[Phase(0.5, ())])
+    assert listed == Strategy("own", "", ("*",), (("*", 1.0),), before=(Phase(0.5, ()),)) and listed.from_scratch
+    assert FeatureStrategy("own", "svr", ["pooled"]).layers == ("pooled",)
+    with pytest.raises(InputError, match="own: layers is 'pooled': several were expected"):
+        FeatureStrategy("own", "svr", "pooled")
 
 
 def test_multipliers_may_be_a_dictionary():
@@ -322,12 +335,8 @@ def test_own_strategy():
     assert find_strategy(own, (("conv_0/*", 0.1),)).rates == (("conv_0/*", 0.1), ("embedding/*", 0.0), ("*", 1.0))
 
 
-def model(graph: GraphConfig) -> Model:
-    return Model(graph, toy.SIZES, (toy.ENERGY,), NORMALISER, (toy.variables(),))
-
-
 def test_layout_may_differ():
-    check_graph(GraphConfig(places=12), model(GraphConfig(places=4)))
+    check_same_graph(GraphConfig(places=12), GraphConfig(places=4))
 
 
 OTHER_GRAPHS = {
@@ -339,6 +348,6 @@ OTHER_GRAPHS = {
 @pytest.mark.parametrize(("graph", "told"), OTHER_GRAPHS.values(), ids=OTHER_GRAPHS)
 def test_other_graphs_are_refused(graph, told):
     with pytest.raises(InputError) as error:
-        check_graph(graph, model(GraphConfig()), "packed/perovskites")
-    for line in ["packed/perovskites", *told]:
+        check_same_graph(graph, GraphConfig())
+    for line in ["the dataset", *told]:
         assert line in str(error.value)

@@ -331,7 +331,7 @@ def test_weights_and_their_mean(zoo):
     expected = jax.tree.map(
         lambda w0, w1, w2: decay**2 * w0 + decay * (1 - decay) * w1 + (1 - decay) * w2, toy.variables(), first, last
     )
-    start, now, wanted = (flatten(tree) for tree in (toy.variables(), last, trained.last))
+    start, now, wanted = (flatten(tree) for tree in (toy.variables(), last, trained.variables))
     assert any(np.abs(now[name] - start[name]).max() > 1e-3 for name in start)
     for name, array in flatten(mean).items():
         np.testing.assert_allclose(now[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name)

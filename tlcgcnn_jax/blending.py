@@ -17,9 +17,13 @@ Learnt = Callable[[np.ndarray], np.ndarray]
 
 
 def choose_weights(
-    predictions: np.ndarray, labels: np.ndarray, seed: int = 0, learnt: Learnt = np.asarray
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    seed: int = 0,
+    learnt: Learnt = np.asarray,
+    squared: np.ndarray | bool = False,
 ) -> np.ndarray:
-    """Weights of predictions whose weighted mean has a small mean absolute error.
+    """Weights of predictions whose weighted mean has a small error.
 
     Bagged ensemble selection: on each bootstrap sample of the crystals, the prediction that lowers the error of the
     mean most is added to it, again and again and with repetition, as long as that helps; the weights are the mean
@@ -30,6 +34,8 @@ def choose_weights(
         labels: [n] or [n, columns] in that unit, NaN where unknown. Each column counts in units of its own spread.
         seed: Of the bootstrap.
         learnt: From the unit to what the errors are measured in, e.g. `np.log10`, element by element.
+        squared: Whether the square of each error counts, for all columns or [columns]: of probabilities those that are
+            too sure have the smaller absolute errors, and those that are right the smaller squares.
 
     Returns:
         float64 [k], sum 1; none between 0 and 0.02. All equal where fewer than 9 crystals have a label; 0 for a
@@ -45,7 +51,7 @@ def choose_weights(
 
     Source:
         R. Caruana, A. Niculescu-Mizil, G. Crew and A. Ksikes, "Ensemble selection from libraries of models",
-        ICML 2004, sections 2.1 to 2.3.
+        ICML 2004, sections 2.1 to 2.3. The square: G. W. Brier, Mon. Weather Rev. 78, 1 (1950).
     """
     predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if predictions.ndim < 2 or predictions.shape[1:] != labels.shape:
@@ -62,20 +68,25 @@ def choose_weights(
     if usable.sum() == 1 or len(labels) < FEWEST:
         return weights
     wanted = learnt(labels)
-    scale = np.stack([_scale(column) for column in wanted.T], axis=1)
+    squared = np.broadcast_to(squared, wanted.shape[1:])
+    scale = np.stack([_scale(column, each) for column, each in zip(wanted.T, squared, strict=True)], axis=1)
     wanted = np.nan_to_num(wanted)
     rng = np.random.default_rng(seed)
     shares = np.zeros(int(usable.sum()))
     for _ in range(DRAWS):
         rows = rng.integers(0, len(wanted), len(wanted))
-        shares += _selected(predictions[usable][:, rows], wanted[rows], scale[rows], learnt)
+        shares += _selected(predictions[usable][:, rows], wanted[rows], scale[rows], learnt, squared)
     shares = np.where(shares < LEAST * DRAWS, 0.0, shares)
     weights[usable] = shares / shares.sum()
     return weights
 
 
 def cross_fitted_mean(
-    predictions: np.ndarray, labels: np.ndarray, seed: int = 0, learnt: Learnt = np.asarray
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    seed: int = 0,
+    learnt: Learnt = np.asarray,
+    squared: np.ndarray | bool = False,
 ) -> np.ndarray:
     """The weighted mean for crystals that had no say in its weights: these are chosen by the others, fold by fold.
 
@@ -87,9 +98,10 @@ def cross_fitted_mean(
         labels: [n] or [n, columns].
         seed: Of the folds and the bootstrap.
         learnt: As in `choose_weights`.
+        squared: As in `choose_weights`.
 
     Returns:
-        As `labels`.
+        As `labels`; of fewer than 9 crystals, which choose nothing, the mean.
 
     Example:
         >>> labels = np.linspace(0, 1, 50)
@@ -97,11 +109,11 @@ def cross_fitted_mean(
         np.True_
     """
     if len(labels) < FEWEST:
-        return weighted_mean(predictions, choose_weights(predictions, labels, seed, learnt))
+        return weighted_mean(predictions, choose_weights(predictions, labels, seed, learnt, squared))
     out = np.empty(np.shape(labels))
     for fold in k_fold(len(labels), 5, seed):
         others = np.concatenate([fold.train, fold.val])
-        weights = choose_weights(predictions[:, others], labels[others], seed, learnt)
+        weights = choose_weights(predictions[:, others], labels[others], seed, learnt, squared)
         out[fold.test] = weighted_mean(predictions[:, fold.test], weights)
     return out
 
@@ -139,19 +151,24 @@ def weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.sqrt(np.tensordot(weights, deviations, 1) / max(1 - float(weights @ weights), 1e-12))
 
 
-def _scale(labels: np.ndarray) -> np.ndarray:
+def _scale(labels: np.ndarray, squared: bool) -> np.ndarray:
     """What an error of each crystal is multiplied by: one over the spread of the labels, 0 where there is none."""
     known = labels[np.isfinite(labels)]
-    spread = float(np.abs(known - np.median(known)).mean()) if len(known) else 0.0
+    spread = 0.0
+    if len(known):
+        spread = float(known.var() if squared else np.abs(known - np.median(known)).mean())
     return np.isfinite(labels) / (spread or 1.0) / max(len(known), 1)
 
 
-def _selected(predictions: np.ndarray, wanted: np.ndarray, scale: np.ndarray, learnt: Learnt) -> np.ndarray:
+def _selected(
+    predictions: np.ndarray, wanted: np.ndarray, scale: np.ndarray, learnt: Learnt, squared: np.ndarray
+) -> np.ndarray:
     """The share of each prediction in the best mean that greedy steps come to."""
     total, taken = np.zeros_like(wanted), np.zeros(len(predictions))
     best, shares = np.inf, taken
     for step in range(1, STEPS + 1):
-        errors = (np.abs(learnt((total + predictions) / step) - wanted) * scale).sum((1, 2))
+        errors = np.abs(learnt((total + predictions) / step) - wanted)
+        errors = (np.where(squared, errors**2, errors) * scale).sum((1, 2))
         chosen = int(np.argmin(errors))
         total, taken = total + predictions[chosen], taken + np.eye(len(predictions))[chosen]
         if errors[chosen] < best:

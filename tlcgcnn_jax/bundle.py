@@ -1,5 +1,6 @@
 """The model that users pass around: one folder with settings, weights, metrics and a model card."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,20 +164,15 @@ def calibration_from_json(values: list[Any], targets: tuple[Target, ...], folder
     return tuple(None if value is None else from_dict(ErrorBar, value, where) for value in values)
 
 
-def check_graph(graph: GraphConfig, source: Model, where: str = "the dataset") -> None:
-    """Raise `InputError` unless a dataset's graphs are of the kind that a model was trained on."""
-    check_same_graph(graph, source.graph, where)
-
-
-def check_same_graph(found: GraphConfig, wanted: GraphConfig, where: str = "the dataset") -> None:
-    """Raise `InputError` unless graph settings differ at most in `places`, which changes no result."""
+def check_same_graph(found: GraphConfig, wanted: GraphConfig) -> None:
+    """Raise `InputError` unless graphs of a dataset differ from a model's in `places` at most, which is no matter."""
     if wanted.kind == found.kind:
         return
     wanted = replace(wanted, places=found.places)
     names = [name for name in GraphConfig.__dataclass_fields__ if getattr(wanted, name) != getattr(found, name)]
     told = "; ".join(f"{name} is {getattr(found, name)}, the model's {getattr(wanted, name)}" for name in names)
     raise InputError(
-        f"{where} was prepared with other graph settings than the model's ({told}): "
+        f"the dataset was prepared with other graph settings than the model's ({told}): "
         "prepare it again with those, or give the crystals themselves instead of a prepared dataset"
     )
 
@@ -257,15 +253,7 @@ def target_metrics(metrics: Mapping[str, Any], targets: Sequence[Target]) -> dic
 
 def _check_shapes(model: Model, folder: Path) -> None:
     """Raise `InputError` unless the arrays are those of the network that the settings describe."""
-    row: Any = np.zeros(model.graph.places, np.int32)
-    one: Any = np.ones(1, np.int32)
-    graph = jraph.GraphsTuple(
-        nodes={"atomic_number": np.zeros(1, np.int32)},
-        edges={"distance": row.astype(np.float32), "weight": row.astype(np.float32)},
-        senders=row, receivers=row, globals=None,
-        n_node=one, n_edge=len(row) * one,
-    )  # fmt: skip
-    wanted = dict(_shapes(jax.eval_shape(model.network.init, jax.random.key(0), graph)))
+    wanted = _wanted(model.network)
     targets = {f"normaliser/{name}": part for name, part in model.normaliser.known().items()}
     problems = [
         f"{name} {array.shape}, {(len(model.targets),)} needed"
@@ -290,6 +278,20 @@ def _check_shapes(model: Model, folder: Path) -> None:
         raise InputError(
             f"{folder / WEIGHTS}: not the weights of the network in {CONFIG}: {'; '.join(problems[:4])}{more}"
         )
+
+
+@functools.cache  # tracing a network takes far longer than reading its weights
+def _wanted(network: Network) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of a network's variables by their paths."""
+    row: Any = np.zeros(network.places, np.int32)
+    one: Any = np.ones(1, np.int32)
+    graph = jraph.GraphsTuple(
+        nodes={"atomic_number": np.zeros(1, np.int32)},
+        edges={"distance": row.astype(np.float32), "weight": row.astype(np.float32)},
+        senders=row, receivers=row, globals=None,
+        n_node=one, n_edge=len(row) * one,
+    )  # fmt: skip
+    return dict(_shapes(jax.eval_shape(network.init, jax.random.key(0), graph)))
 
 
 def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tlcgcnn_jax import losses
-from tlcgcnn_jax.bundle import Model, check_graph
+from tlcgcnn_jax.bundle import Model, check_same_graph
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.descriptors import descriptors
@@ -105,7 +105,7 @@ def activations(model: Model, dataset: CrystalDataset, member: int = 0) -> dict[
     Raises:
         InputError: Another kind of graph, no such member, or a mixture of sources, which has no layers of its own.
     """
-    check_graph(dataset.graph, model)
+    check_same_graph(dataset.graph, model.graph)
     if model.model.sources > 1:
         raise InputError(f"the network mixes {model.model.sources} sources: give these, each on its own")
     if not 0 <= member < len(model.members):

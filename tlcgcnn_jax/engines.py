@@ -1,6 +1,7 @@
 """Where the tasks of a study run: in this process, in one process a core, or on a Ray cluster."""
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -8,6 +9,8 @@ from typing import Any, TypeVar
 
 from tlcgcnn_jax.errors import InputError
 from tlcgcnn_jax.processes import cores, script_not_run_again, worker_pool
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,6 +23,9 @@ def run_tasks(
     work: Callable[[T], R], tasks: Sequence[T], engine: str = "local", workers: int | None = None
 ) -> Iterator[tuple[T, R]]:
     """Results as they come; a task whose worker dies is given to another one.
+
+    A worker that dies takes the others of its pool along. What was at work then runs alone, so that a task is only
+    blamed for a worker that it has ended itself.
 
     Args:
         work: A function that can be pickled.
@@ -57,27 +63,33 @@ def check_engine(engine: str) -> None:
 
 def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[tuple[T, R]]:
     left, tries = dict(enumerate(tasks)), [0] * len(tasks)
+    suspects: dict[int, None] = {}  # tasks that were at work when a worker ended, in their order
     while left:
         pool = worker_pool(workers, _one_core, (workers,))
         pending: dict[Future[R], int] = {}
-        waiting = list(left)
+        waiting = [*suspects, *(index for index in left if index not in suspects)]
         try:
             while waiting or pending:
-                while waiting and len(pending) < workers:  # no more, so that it is known which task kills a worker
+                while waiting and len(pending) < (1 if suspects else workers):
                     index = waiting.pop(0)
                     with script_not_run_again():
                         pending[pool.submit(work, left[index])] = index
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     result = future.result()
                     index = pending.pop(future)
+                    suspects.pop(index, None)
                     yield left.pop(index), result
         except BrokenProcessPool as error:
+            suspects = dict.fromkeys([*pending.values(), *suspects])
+            if len(pending) > 1:
+                logger.warning("a worker process ended (out of memory?): what was at work is run one by one")
+                continue
             for index in pending.values():
                 tries[index] += 1
                 if tries[index] >= TRIES:
                     raise InputError(
-                        f"{left[index]}: {TRIES} worker processes ended while they worked on it (out of memory?): "
-                        "use fewer workers or smaller batches"
+                        f"{left[index]}: {TRIES} worker processes ended while it ran alone (out of memory?): "
+                        "use smaller batches"
                     ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -122,8 +134,9 @@ def _on_ray(work: Callable[[T], R], tasks: Sequence[T], workers: int | None) -> 
                     result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise error.as_instanceof_cause() from error
-                except ray.exceptions.WorkerCrashedError as error:
-                    raise InputError(f"{task}: its worker ended {TRIES + 1} times (out of memory?)") from error
+                except ray.exceptions.RayError as error:  # its worker or node ended too often, or is out of memory
+                    why = str(error).partition("\n")[0]
+                    raise InputError(f"{task}: Ray has given it up: {type(error).__name__}: {why}") from error
                 yield task, result
     finally:
         for reference in pending:

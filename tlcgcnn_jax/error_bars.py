@@ -17,9 +17,10 @@ FLOOR = 0.1  # share of the validation crystals below whose standard deviations 
 class ErrorBar:
     """What the errors on validation crystals say about those on others, for one target, in the space that is learnt.
 
-    The validation crystals have chosen the epoch as well, the weights of a blend and the kind of the interval, so that
-    their errors are a little too small, and the share of crystals within it a little below `level`. Where each network
-    has held out crystals of its own, errors are those of single networks, which the mean of all is better than.
+    The validation crystals have chosen the epoch of networks as well, and the kind of the interval, so that their
+    errors are a little too small, and the share of crystals within it a little below `level`. In a blend each of them
+    is predicted by weights that others have chosen. Where each network has held out crystals of its own, errors are
+    those of single networks, which the mean of all is better than.
 
     Attributes:
         level: Share of crystals whose true value lies within the interval.

@@ -200,9 +200,14 @@ def check_features(regressor: str, targets: tuple[Target, ...], labels: np.ndarr
         check_pairs(regressor, f"target {target.name}: {count:,} labelled training crystals", count)
 
 
+def too_many(regressor: str, count: int) -> bool:
+    """Whether a regressor compares all pairs of crystals, and these are too many for that."""
+    return regressor in PAIRWISE and count > MOST_PAIRS
+
+
 def check_pairs(regressor: str, what: str, count: int) -> None:
     """Raise `InputError` where a regressor that compares all pairs of crystals is given too many."""
-    if regressor in PAIRWISE and count > MOST_PAIRS:
+    if too_many(regressor, count):
         raise InputError(
             f"{what}; {regressor} compares all pairs, which takes too much memory beyond {MOST_PAIRS:,}: choose ridge "
             "or boosting, or train networks alone"

@@ -14,7 +14,7 @@ import numpy as np
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import ADAPTER, add_adapters, fold_adapters
-from tlcgcnn_jax.bundle import Model, check_graph
+from tlcgcnn_jax.bundle import Model, check_same_graph
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -41,7 +41,7 @@ class Job:
         val: int [n_val], rows to choose the epoch by; may be empty.
         seed: Of fresh weights, batches and dropout.
         learning_rate: Highest learning rate.
-        member: Which network of a source that is an ensemble.
+        member: Which network of each source that is an ensemble, in turn: after the last one comes the first.
     """
 
     train: np.ndarray
@@ -135,16 +135,17 @@ def start(
     if not sources and not strategy.from_scratch:
         raise InputError(f"{strategy.name} starts from a source, none was given: give one, or choose scratch")
     for model in sources:
-        check_graph(dataset.graph, model)
+        check_same_graph(dataset.graph, model.graph)
     normaliser = losses.fit_normaliser(dataset.targets[job.train], targets)
     config = network_of(strategy, sources, model_config)
     network = build_network(config, sum(target.outputs for target in targets), dataset.graph.places)
     members = [model.members[job.member % len(model.members)] for model in sources]
+    output = "loaded"
     if strategy.refit_output and sources:
-        members = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])]
+        members, output = [refit_output(dataset, job.train, targets, normaliser, sources[0], members[0])], "fitted"
     elif len(sources) == 1 and _learnt_alike(sources[0].targets, targets):
         # Where the head is kept it goes on saying what it said.
-        members = [on_scale(members[0], targets, sources[0].normaliser, normaliser)]
+        members, output = [on_scale(members[0], targets, sources[0].normaliser, normaliser)], "rescaled"
     if config.sources > 1:
         if whole := [pattern for pattern in strategy.reinitialise if _means_sources(pattern, members)]:
             raise InputError(
@@ -162,7 +163,7 @@ def start(
         old = members[0] if members else fresh
     if strategy.adapter_rank:
         fresh = {**fresh, "params": add_adapters(fresh["params"], strategy.adapter_rank, job.seed)}
-    variables, account = merge(old, fresh, strategy)
+    variables, account = merge(old, fresh, strategy, output)
     if strategy.batch_norm == "target":
         folded = {**variables, "params": fold_adapters(variables["params"])}
         variables = {**variables, "batch_stats": estimate_statistics(network, folded, dataset, job.train)}
@@ -217,7 +218,7 @@ def fine_tune(
     network = build_network(
         network_of(strategy, sources, model_config), sum(t.outputs for t in targets), dataset.graph.places
     )
-    results = [Trained(one.variables, one.normaliser, [], 0, one.variables) for one in starts]
+    results = [Trained(one.variables, one.normaliser, [], 0) for one in starts]
     phases = strategy.phases(config.epochs) if strategy.trains else []
     params, update = starts[0].variables["params"], strategy.batch_norm == "update"
     stills = [() if update else frozen_modules(params, rates) for _, rates in phases]
@@ -236,7 +237,7 @@ def fine_tune(
             program = Program(network, targets, config, left, frozen, strategy.pulls, depth)
             runs = [
                 Run(jobs[i].train, jobs[i].val, _apart(results[i].variables, still)[0], starts[i].normaliser,
-                    jobs[i].learning_rate, jobs[i].seed)
+                    jobs[i].learning_rate, jobs[i].seed, number)
                 for i in some
             ]  # fmt: skip
             done = {i: len(results[i].history) for i in some}  # fewer epochs where one ran out of patience
@@ -248,9 +249,9 @@ def fine_tune(
                 )  # fmt: skip
             for i, one in zip(some, trained, strict=True):
                 rest = _apart(results[i].variables, still)[1]
-                one = replace(one, variables=_together(one.variables, rest), last=_together(one.last, rest))
+                one = replace(one, variables=_together(one.variables, rest))
                 results[i] = _joined(results[i], one, config.keep)
-    return [replace(one, variables=_folded(one.variables), last=_folded(one.last)) for one in results]
+    return [replace(one, variables=_folded(one.variables)) for one in results]
 
 
 def cached_depth(params: Any, frozen: Sequence[str], config: ModelConfig) -> int | None:
@@ -318,10 +319,10 @@ def refit_output(
 
 
 def _learnt_alike(some: Sequence[Target], others: Sequence[Target]) -> bool:
-    """Whether outputs for some targets are outputs for others, whatever these are called."""
+    """Whether outputs for some targets are outputs for others: by unit, and by name where one has no unit."""
     return len(some) == len(others) and all(
         (one.outputs, one.kind, one.transform) == (other.outputs, other.kind, other.transform)
-        and (one.unit == other.unit or not (one.unit and other.unit))
+        and (one.unit == other.unit if one.unit and other.unit else one.name == other.name)
         for one, other in zip(some, others, strict=True)
     )
 
@@ -380,7 +381,7 @@ def _joined(before: Trained, phase: Trained, keep: str) -> Trained:
     history = [*before.history, *({**row, "epoch": row["epoch"] + done} for row in phase.history)]
 
     if keep == "best" and before.history and before.best_score <= phase.best_score < math.inf:
-        return replace(before, history=history, last=phase.last)
+        return replace(before, history=history)
     return replace(phase, history=history, best_epoch=phase.best_epoch + done)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 TORCH_MOMENTUM = 0.1  # share of the new batch in the running statistics, torch's default and the original's
-EPSILON = 1e-5
+EPSILON = 1e-5  # added to the variance, likewise
 
 
 class WeightedBatchNorm(nn.Module):
@@ -19,16 +19,9 @@ class WeightedBatchNorm(nn.Module):
     mean = Σ w x / Σ w, variance = Σ w (x - mean)² / Σ w, and the running variance is unbiased (Σ w / (Σ w - 1)).
     A batch without any weight leaves the running statistics as they are and gives finite numbers.
 
-    Attributes:
-        momentum: Share of the new batch in the running statistics.
-        epsilon: Added to the variance.
-
     Source:
         S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, Algorithm 1, where all weights are 1.
     """
-
-    momentum: float = TORCH_MOMENTUM
-    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, parts: Sequence[Array], weight: Array, use_running: bool) -> list[Array]:
@@ -61,11 +54,11 @@ class WeightedBatchNorm(nn.Module):
             squares = [jnp.square(part - centre) for part, centre in zip(parts, centres, strict=True)]
             mean, var = jnp.concatenate(means), jnp.concatenate([jnp.sum(share * square, axes) for square in squares])
             if not self.is_initializing():
-                keep = jnp.where(total > 0, self.momentum, 0.0)
+                keep = jnp.where(total > 0, TORCH_MOMENTUM, 0.0)
                 unbiased = var * total / jnp.maximum(total - 1.0, 1.0)
                 running_mean.value = (1 - keep) * running_mean.value + keep * mean
                 running_var.value = (1 - keep) * running_var.value + keep * unbiased
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        factor = scale * jax.lax.rsqrt(var + EPSILON)
         ends = np.cumsum(widths)[:-1]
         factors, offsets = (jnp.split(jnp.expand_dims(x, axes), ends, -1) for x in (factor, bias - mean * factor))
         return [part * factor + offset for part, factor, offset in zip(parts, factors, offsets, strict=True)]

@@ -44,6 +44,7 @@ class Run:
         normaliser: Of the targets.
         learning_rate: Highest learning rate.
         seed: Of batches and dropout.
+        phase: Number of trainings of the same network that came before, of which orders and dropout are not repeated.
     """
 
     train: np.ndarray
@@ -52,6 +53,12 @@ class Run:
     normaliser: Normaliser
     learning_rate: float
     seed: int
+    phase: int = 0
+
+    @property
+    def draw(self) -> int:
+        """What the orders and the dropout of this phase are drawn by."""
+        return int(np.random.SeedSequence((self.seed, self.phase)).generate_state(1)[0]) if self.phase else self.seed
 
 
 class DeviceCrystals(NamedTuple):
@@ -232,7 +239,10 @@ def train_many(
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[Trained]:
-    """Train several networks of one kind on rows of one dataset; each gets what `train` would give it.
+    """Train several networks of one kind on rows of one dataset; none of them depends on the others' labels or weights.
+
+    Each gets what `train` would give it where all have as many labelled training crystals: batches are as large as
+    those of the run that has most.
 
     Args:
         dataset: Packed crystals with the targets' columns; all of it is put on the device.
@@ -241,12 +251,14 @@ def train_many(
         config: Epochs, batch size, patience and what is kept; the rest of it is in the program.
         features: Cached activations of every atom or crystal of the dataset, where the program has `cached`.
         together: Runs mapped over in one call. Default: all of them on an accelerator; one on a CPU, where as many
-            threads as there are cores call the same program instead.
+            threads as there are cores call the same program instead. Of runs that are mapped, empty batches and epochs
+            after the end of one cost as much as any.
         checkpoints: Where to keep the state of all runs, and to go on from where it holds one.
         on_epoch: Called with the run's number and every row of its history.
 
     Returns:
-        One result a run, in their order. A run whose loss is not a number keeps its best epoch before that.
+        One result a run, in their order. A run whose loss is not a number, which `train` refuses, keeps its best epoch
+        before that.
 
     Raises:
         InputError: A run without a training label, one whose loss is not a number and that has no earlier epoch with a
@@ -321,7 +333,7 @@ def _inputs(
     if not len(rows):
         raise InputError(f"not one of {len(run.train)} training crystals has a label")
     n_atom, n_row = dataset.n_atom[rows], dataset.n_row[rows]
-    plans = [batch_plan(n_atom, n_row, budget, run.seed, epoch) for epoch in range(config.epochs)]
+    plans = [batch_plan(n_atom, n_row, budget, run.draw, epoch) for epoch in range(config.epochs)]
     length = max(epoch_length(n_atom, n_row, budget), *map(len, plans))
     val = batch_plan(dataset.n_atom[run.val], dataset.n_row[run.val], budget) if len(run.val) else []
     width = budget.n_graph - 1
@@ -349,7 +361,7 @@ def _as_inputs(found: dict[str, np.ndarray], lengths: Sequence[int], run: Run, c
         return np.pad(plan, missing, constant_values=-1)
 
     hyper = Hyper(
-        jnp.float32(run.learning_rate), jnp.int32(config.epochs * int(found["first"])), jnp.uint32(run.seed % 2**32)
+        jnp.float32(run.learning_rate), jnp.int32(config.epochs * int(found["first"])), jnp.uint32(run.draw % 2**32)
     )
     patience = config.epochs + 1 if config.patience is None else config.patience
     plans, val_plan = (lengthened(found[n], length) for n, length in zip(("plans", "val_plan"), lengths, strict=True))
@@ -364,16 +376,15 @@ def _start(program: Program, run: Run) -> Progress:
 
 
 def _trained(run: Run, progress: Progress, history: list[dict[str, float]], keep: str) -> Trained:
-    ended = jax.device_get(progress)
-    last = {"params": ended.state.params, "batch_stats": ended.state.batch_stats}
-    kept = last if keep == "last" else ended.best
+    last = {"params": progress.state.params, "batch_stats": progress.state.batch_stats}
+    kept, best_epoch = jax.device_get((last if keep == "last" else progress.best, progress.best_epoch))
     # Without validation labels the last weights are the best there are, whatever they have come to.
-    if not ended.best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept)):
+    if not best_epoch or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept)):
         raise InputError(
             f"the training loss of seed {run.seed} is not a number: lower the learning rate "
             f"(now {run.learning_rate:g}) or look for extreme labels"
         )
-    return Trained(kept, run.normaliser, history, len(history) if keep == "last" else int(ended.best_epoch), last)
+    return Trained(kept, run.normaliser, history, len(history) if keep == "last" else int(best_epoch))
 
 
 def digest(tree: Any) -> str:

@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
     """What became of one array."""
 
     path: str
-    fate: str  # "loaded", "re-initialised", or "measured" on the target's training crystals
+    fate: str  # "loaded", "fitted", "rescaled", "re-initialised", or "measured" on the target's training crystals
     rate: float | None  # learning-rate multiplier; None for statistics
     size: int
 
@@ -41,13 +41,15 @@ class Account:
         )
 
 
-def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Variables, Account]:
+def merge(source: Variables, fresh: Variables, strategy: Strategy, output: str = "loaded") -> tuple[Variables, Account]:
     """Source weights where the strategy keeps them, fresh ones where it asks for them; every array is accounted for.
 
     Args:
         source: {"params", "batch_stats"} of the source.
         fresh: The same of the target network, newly initialised.
         strategy: What to load.
+        output: What became of the source's last layer before: "loaded" as it was, "fitted" to the training labels, or
+            "rescaled" to say on their scale what it said on its own.
 
     Raises:
         InputError: Arrays that only one side has, or whose shapes differ, or patterns without an array, with the
@@ -76,13 +78,14 @@ def merge(source: Variables, fresh: Variables, strategy: Strategy) -> tuple[Vari
         else:
             merged[path] = np.asarray(old[path], array.dtype)
         rate = float(multipliers[name]) if kind == "params" else None
-        fate = "measured" if measured else "re-initialised" if again else "loaded"
+        kept = output if name.startswith("head/output/") else "loaded"
+        fate = "measured" if measured else "re-initialised" if again else kept
         leaves.append(Leaf(name, fate, rate, array.size))
     for path in old:
         name = path.split("/", 1)[1]
         if path not in new and not any(fnmatch.fnmatchcase(name, pattern) for pattern in strategy.reinitialise):
             problems.append(f"+ {path} {old[path].shape}: in the source only")
-    loaded = [leaf.path for leaf in leaves if leaf.fate == "loaded" and leaf.rate is not None]
+    loaded = [leaf.path for leaf in leaves if leaf.fate != "re-initialised" and leaf.rate is not None]
     for phase in strategy.before:
         rates = flatten(rate_tree(fresh["params"], phase.rates))
         if strategy.pull and any(rates[name] for name in loaded):

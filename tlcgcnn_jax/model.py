@@ -128,7 +128,7 @@ class Gate(nn.Module):
     def __call__(self, features: Array) -> Array:
         """[n_graph, sources, width] to [n_graph, width]."""
         logits = self.param("logits", nn.initializers.zeros, (self.sources,))
-        chosen, which = jax.lax.top_k(logits, self.top_k)  # of equal ones the first: sources come best first
+        chosen, which = jax.lax.top_k(logits, self.top_k)  # of equal ones the first: see `SourceChoice`
         return jnp.einsum("s,gsw->gw", jax.nn.softmax(chosen), features[:, which])
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlcgcnn_jax.blending import CHOICE
 from tlcgcnn_jax.bundle import Model
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.committee import AnyModel, Committee, known_formulas
@@ -65,7 +64,8 @@ class Lesson:
     def held(self) -> np.ndarray:
         """Rows that are predicted by something that was not fitted to them, in the order of the trials.
 
-        They have chosen the epoch of the networks that predict them, and set the targets' scale.
+        They have chosen the epoch of the networks that predict them. Sources are ranked once, by the training rows of
+        `split`: those of these rows that a fold holds out have helped to choose the sources as well.
         """
         return np.concatenate([trial.val for trial in self.trials])
 
@@ -118,7 +118,8 @@ class Made(NamedTuple):
 
     Attributes:
         model: With error bars, without metrics.
-        held: What it said of the rows `Lesson.held` before it had learnt from them.
+        held: What it said of the rows `Lesson.held` before it had learnt from them; a weighted mean, of each by weights
+            that others of them have chosen.
         history: One row an epoch and network, "kept" where its weights are those of the model.
     """
 
@@ -350,17 +351,14 @@ class CommitteePlan:
         said, labels = {name: made.held for name, made in parts.items()}, self.lesson.labels(self.lesson.held)
         model: AnyModel
         if self.strategy.weighted:
-            model = weighted_committee(models, said, labels, self.lesson.config.seed)
+            model, held = weighted_committee(models, said, labels, self.lesson.config.seed)
             model = replace(model, notes={**model.notes, "strategy": self.strategy.name})
         else:
             model = Committee(models, formulas=known_formulas(models.values()))
-        if isinstance(model, Committee):
-            held = mixture([said[name] for name in model.parts], model.weights)
-            # A network of one fold has no spread, those of all folds together have.
-            networks = any(isinstance(part, Model) for part in model.parts.values())
-            model = with_error_bars(model, held, labels, scaled=not (self.lesson.folds and networks))
-        else:  # one part has all the weight, and has its error bars
-            held = next(said[name] for name, choice in model.notes[CHOICE].items() if choice["weight"])
+            held = mixture(list(said.values()))
+        # A network of one fold has no spread, those of all folds together have.
+        networks = isinstance(model, Committee) and any(isinstance(part, Model) for part in model.parts.values())
+        model = with_error_bars(model, held, labels, scaled=not (self.lesson.folds and networks))
         return Made(model, held, [row for made in parts.values() for row in made.history])
 
 

@@ -126,7 +126,7 @@ def draw_choice(
         folder: Where to write choice.png.
         choice: {"weight", "val_mae"} of each part, by name; no "val_mae" where nothing was there to choose by.
         target: Whose error it is.
-        whole: Error of the weighted mean on the same crystals, for a line.
+        whole: Error of the weighted mean on the same crystals, each by weights that others chose, for a line.
 
     Returns:
         The file, with its caption.
@@ -155,8 +155,8 @@ def draw_choice(
         right.set_xlim(0, max(100 * weights.max() * 1.25, 1))
         right.set_xlabel("weight (%)")
     caption = (
-        "What crystals that were held out chose from; the test crystals had no say. The line is a little too good: "
-        "the same crystals chose the weights."
+        "What crystals that were held out chose from; the test crystals had no say. For the line, each of them is "
+        "predicted by weights that others of them chose."
     )
     if len(set(weights)) == 1:
         caption = "Too few crystals were held out to choose by: all parts have the same weight."

@@ -6,22 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from tlcgcnn_jax.blending import CHOICE, FEWEST, choose_weights
+from tlcgcnn_jax.blending import CHOICE, FEWEST, choose_weights, cross_fitted_mean
 from tlcgcnn_jax.committee import AnyModel, Committee, known_formulas
 from tlcgcnn_jax.config import Target
 from tlcgcnn_jax.losses import learnt_values
-from tlcgcnn_jax.predictions import Predictions
+from tlcgcnn_jax.predictions import Predictions, mixture
 
 logger = logging.getLogger(__name__)
 
 
 def weighted_committee(
     parts: Mapping[str, AnyModel], said: Mapping[str, Predictions], labels: np.ndarray, seed: int = 0
-) -> AnyModel:
+) -> tuple[AnyModel, Predictions]:
     """The mean of models, weighted so that its error on some crystals is small.
 
-    The errors are those of what is learnt, of a logarithm where a target has one, and of probabilities for classes.
-    Parts without weight are left out; of fewer than 9 labelled crystals nothing is chosen, with a warning.
+    The errors are those of what is learnt, of a logarithm where a target has one, and of classes the squared ones of
+    their probabilities. Parts without weight are left out; of fewer than 9 labelled crystals nothing is chosen, with a
+    warning.
 
     Args:
         parts: Models of the same targets, by the name of their strategy.
@@ -31,19 +32,20 @@ def weighted_committee(
 
     Returns:
         A committee, or a part alone where that is best; its notes hold under "choice" the weight and the error of each
-        part ("val_mae": mean absolute error of the first target in its unit; none for classes).
+        part ("val_mae": mean absolute error of the first target in its unit; none for classes). And what it says of the
+        crystals, each by weights that others have chosen, with the standard deviations of its own weights.
 
     Raises:
         InputError: No part whose predictions are finite.
     """
     targets = next(iter(parts.values())).targets
-    weights = np.full(len(parts), 1 / len(parts))
+    weights, mean = np.full(len(parts), 1 / len(parts)), None
     known = int(np.isfinite(labels).any(1).sum())
     if known:
-        wanted = _outputs(labels, targets)
-        weights = choose_weights(
-            np.stack([said[name].mean for name in parts]), wanted, seed, lambda values: learnt_values(values, targets)
-        )
+        squared = [target.kind == "classification" for target in targets for _ in range(target.outputs)]
+        args = (np.stack([said[name].mean for name in parts]), _outputs(labels, targets), seed,
+                lambda values: learnt_values(values, targets), np.array(squared))  # fmt: skip
+        weights, mean = choose_weights(*args), cross_fitted_mean(*args)
     if known < FEWEST:
         logger.warning(
             "%d validation crystals have a label, %d are needed to choose weights by: %s count alike",
@@ -52,10 +54,15 @@ def weighted_committee(
     shares = dict(zip(parts, weights.tolist(), strict=True))
     choice = {name: {"weight": share, **_error(said[name].mean, labels, targets)} for name, share in shares.items()}
     kept = {name: share for name, share in shares.items() if share}
+    held = mixture([said[name] for name in kept], tuple(kept.values()))
+    if mean is not None:
+        std = held.learnt_std
+        held = Predictions(held.ids, targets, mean[None], own_std=None if std is None else std[None])
     formulas = known_formulas(parts[name] for name in kept)
     if len(kept) == 1:
-        return replace(parts[next(iter(kept))], formulas=formulas, notes={CHOICE: choice})
-    return Committee({name: parts[name] for name in kept}, {}, {CHOICE: choice}, formulas, (), tuple(kept.values()))
+        return replace(parts[next(iter(kept))], formulas=formulas, notes={CHOICE: choice}), held
+    made = Committee({name: parts[name] for name in kept}, {}, {CHOICE: choice}, formulas, (), tuple(kept.values()))
+    return made, held
 
 
 def _outputs(labels: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

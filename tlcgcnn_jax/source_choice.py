@@ -109,7 +109,10 @@ class SourceChoice:
             InputError: As `rank_sources`; or several targets.
         """
         if len(self._targets) != 1 or self._targets[0].outputs > 2:
-            raise InputError("sources are ranked for one property or two classes: name one source, or learn one target")
+            raise InputError(
+                "sources are ranked for one property or two classes: name no more of them than the strategy takes, or "
+                "learn one target"
+            )
         first = self._crystals.datasets[0]
         labels = transform_labels(np.asarray(first.targets), self._targets, first.ids)[:, 0]
         self.ranked = True
@@ -130,7 +133,10 @@ class SourceChoice:
             # From scratch a source gives the kind of graphs and the sizes alone: of such as agree in them any will do.
             any_will_do = way.from_scratch and len({(one.graph.kind, one.model) for one in self.models.values()}) == 1
             return self._first(self._ordered((self._auto or len(self.models) > 1) and not any_will_do), 1)
-        ordered = self._ordered(self._auto or self._top is not None or len({*map(_body, self.models.values())}) > 1)
+        bodies = {*map(_body, self.models.values())}
+        # Of equal weights, as all are at first, a gate lets those of the first sources through.
+        chosen = self._auto or self._top is not None or len(bodies) > 1 or 0 < way.top_k < len(self.models)
+        ordered = self._ordered(chosen)
         alike = mixable(ordered, way, self._auto and self._top is None)
         if others := [name for name in ordered if _body(ordered[name]) != _body(next(iter(alike.values())))]:
             logger.warning("%s left out: other graphs or sizes than those of %s", _listed(others), next(iter(alike)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,13 @@ def check_rates(patterns: Mapping[str, float] | Iterable[tuple[str, float]]) -> 
         if not (np.isfinite(rate) and rate >= 0):
             raise InputError(f"learning-rate multiplier of {pattern!r} is {rate:g}: it must be 0 (frozen) or positive")
     return rates
+
+
+def _several(what: str, values: Any, example: str) -> tuple[Any, ...]:
+    """Values as a tuple; of a single text each letter would count."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{what} is {values!r}: several were expected, as {example}")
+    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,16 @@ class Strategy:
         adapter_rank: Rank of the adapters beside the kernels of the convolutions; 0: none. The pattern "adapter/*"
             stands for them; a finished model holds them folded into the kernels.
         refit_output: Replace the source's last layer by its least-squares fit to the training labels: of one output,
-            a new scale and shift.
+            a new scale and shift. All below it starts as in the source.
         sources: 1, or 0 for all that are given: they stand side by side in one network (`SourceMixture`), whose
             parameters are "source_0/conv_0/…", …, "gate/logits" and "head/…".
         combine: "concatenate" or "gate", see `ModelConfig`.
         top_k: Sources that the gate lets through; 0: all.
 
     Raises:
-        InputError: A multiplier that is negative or not finite, an unknown batch_norm or combine, sources other than 0
-            and 1, a negative pull, adapter_rank or top_k, phases that leave no epochs for the last one, or refit_output
-            of a mixture.
+        InputError: A multiplier that is negative or not finite, one pattern or phase where several are expected, an
+            unknown batch_norm or combine, sources other than 0 and 1, a negative pull, adapter_rank or top_k, phases
+            that leave no epochs for the last one, or refit_output of a mixture or of what does not stay the source's.
 
     Example:
         >>> from tlcgcnn_jax import Phase, Strategy
@@ -116,6 +124,9 @@ class Strategy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", check_rates(self.rates))
+        patterns = _several(f"{self.name}: reinitialise", self.reinitialise, '("head/*",)')
+        object.__setattr__(self, "reinitialise", patterns)
+        object.__setattr__(self, "before", _several(f"{self.name}: before", self.before, "(Phase(0.3, rates),)"))
         if self.batch_norm not in BATCH_NORMS:
             raise InputError(f"{self.name}: batch_norm is {self.batch_norm!r}: use one of {BATCH_NORMS}")
         if self.combine not in COMBINATIONS:
@@ -129,8 +140,11 @@ class Strategy:
             raise InputError(f"{self.name}: phases before the last take {shares} of the epochs: together less than 1")
         if self.pull < 0 or self.adapter_rank < 0:
             raise InputError(f"{self.name}: pull {self.pull}, adapter_rank {self.adapter_rank}: not negative, please")
-        if self.refit_output and self.sources != 1:
-            raise InputError(f"{self.name}: refit_output is of the output of one source: a mixture has a new head")
+        if self.refit_output and (self.sources != 1 or self.reinitialise or self.batch_norm == "target"):
+            raise InputError(
+                f"{self.name}: refit_output is of the output of one source as it is, found sources {self.sources}, "
+                f"reinitialise {self.reinitialise}, batch_norm {self.batch_norm!r}: use 1, () and 'source'"
+            )
 
     @property
     def from_scratch(self) -> bool:
@@ -182,6 +196,9 @@ class FeatureStrategy:
     regressor: str
     layers: tuple[str, ...] = ("pooled", "hidden")
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _several(f"{self.name}: layers", self.layers, '("pooled",)'))
+
 
 @dataclass(frozen=True)
 class EnsembleStrategy:
@@ -201,7 +218,6 @@ class EnsembleStrategy:
 # What "auto" chooses from: fine-tuning, all sources' features, and descriptors alone in case no source helps.
 AUTO_PARTS = ("full", "features:svr", "hybrid:svr", "descriptors:svr", "descriptors:gp")
 AUTO_OF_CLASSES = "full"  # regressors do not learn classes
-
 
 HEAD_ONLY: Rates = (("head/*", 1.0), ("*", 0.0))
 GATE_ONLY: Rates = (("gate/*", 10.0), *HEAD_ONLY)
@@ -344,14 +360,15 @@ def find_strategy(
     """
     if isinstance(strategy, str):
         if strategy not in strategy_names(convolutions):
-            others = (*(f"{kind}REGRESSOR" for kind in (FEATURES, HYBRID, DESCRIPTORS)),
-                      *(f"{kind}NAME+NAME" for kind in (ENSEMBLE, BLEND)), AUTO)  # fmt: skip
-            known = (*STRATEGIES, *DEEP, *others)
+            known = (*STRATEGIES, *DEEP, *(f"{kind}REGRESSOR" for kind in (FEATURES, HYBRID, DESCRIPTORS)),
+                     *(f"{kind}NAME+NAME" for kind in (ENSEMBLE, BLEND)), AUTO)  # fmt: skip
+            if strategy.partition(f"{FREEZE}conv_")[2].isdigit():
+                known = (f"{FREEZE}conv_0 to {FREEZE}conv_{convolutions - 1}",)
             raise InputError(f"no strategy {strategy!r}; there are: {', '.join(known)}")
         strategy = STRATEGIES.get(strategy) or _deep(strategy, convolutions)
     first = check_rates(multipliers)
-    before = tuple(replace(phase, rates=check_rates((*first, *phase.rates))) for phase in strategy.before)
-    return replace(strategy, rates=check_rates((*first, *strategy.rates)), before=before)
+    before = tuple(replace(phase, rates=(*first, *phase.rates)) for phase in strategy.before)
+    return replace(strategy, rates=(*first, *strategy.rates), before=before)
 
 
 def find_way(name: str, convolutions: int = ModelConfig.convolutions) -> Strategy | FeatureStrategy | EnsembleStrategy:

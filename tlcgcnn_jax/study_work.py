@@ -168,7 +168,7 @@ def _trained(
         way = find_strategy(cell.strategy, convolutions=depth)
     rates = study.learning_rates if way.trains else study.learning_rates[:1]
     jobs = [
-        Job(trials[seed][0].train, trials[seed][0].val, seed, rate, _member(models, seed))
+        Job(trials[seed][0].train, trials[seed][0].val, seed, rate, member=seed)
         for seed in seeds for rate in rates
     ]  # fmt: skip
     trained = fine_tune(dataset, (target,), way, models, jobs, config, model_config=study.model)
@@ -247,11 +247,6 @@ def ensemble(
     row, predictions = _row(desk, cell, seed, combined, {}, updates=sum(part.updates for part in rows), epochs=0)
     seconds = sum(part.seconds for part in rows)
     return replace(row, seconds=seconds, overlap=max(overlaps) if known else float("nan")), predictions
-
-
-def _member(models: Sequence[Model], seed: int) -> int:
-    """Seeds take the members of a source that is an ensemble in turn."""
-    return seed % len(models[0].members) if models else 0
 
 
 def _predictions(split: Split, trials: Sequence[Split], test: Said, held: Sequence[Said]) -> RunPredictions:

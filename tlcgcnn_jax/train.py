@@ -163,14 +163,12 @@ class Trained:
         history: One row an epoch: epoch, train_loss, val_score, gradient, learning_rate; of networks that are trained
             one after the other crystals_per_second and seconds, too.
         best_epoch: The one that is kept, counted from 1; 0 where that is the start, as where nothing is trained.
-        last: Variables after the last epoch.
     """
 
     variables: Variables
     normaliser: Normaliser
     history: list[dict[str, float]]
     best_epoch: int
-    last: Variables
 
     @property
     def best_score(self) -> float:
@@ -282,10 +280,9 @@ def train(
                 progress.save(checkpoints, settings)
             if on_epoch:
                 on_epoch(row)
-    last = jax.device_get(progress.now)
     if config.keep == "last":
-        return Trained(last, normaliser, progress.history, len(progress.history), last)
-    return Trained(jax.device_get(progress.best), normaliser, progress.history, progress.best_epoch, last)
+        return Trained(jax.device_get(progress.now), normaliser, progress.history, len(progress.history))
+    return Trained(jax.device_get(progress.best), normaliser, progress.history, progress.best_epoch)
 
 
 @dataclass

@@ -42,7 +42,7 @@ def trust(
     if bar is not None:
         learnt = "" if target.transform == "identity" else f" (of {target.transform} {target.name})"
         yield paragraph(
-            f"{target.name}, {bar}{learnt}. They chose the epoch or the weights as well, so that it is approximate."
+            f"{target.name}, {bar}{learnt}. They chose the epoch of networks as well, so that it is approximate."
         )
     if "coverage_90" in metrics:
         width, held = number(metrics["interval_width"]), metrics["coverage_90"]
@@ -53,7 +53,7 @@ def trust(
     if std is not None and known is not None and known.sum() >= FEWEST:
         some = {target.name: (error[known], std[known])}
         factor = std_factor(*some[target.name])
-        stem = f"{target.name}".encode().hex()[:40]
+        stem = target.name.encode().hex()[:40]
         yield figure(
             calibration_curve(some, drawn / f"calibration_{stem}.png"),
             f"Share of test crystals within the intervals that the standard deviations of {target.name} promise.",

@@ -1,7 +1,7 @@
 """From the name of a strategy and its sources to a plan, so that nothing is refused late."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from tlcgcnn_jax.config import GraphConfig, ModelConfig, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
 from tlcgcnn_jax.embeddings import DESCRIPTORS
 from tlcgcnn_jax.errors import InputError
-from tlcgcnn_jax.feature_model import FEWEST, check_features
+from tlcgcnn_jax.feature_model import FEWEST, check_features, too_many
 from tlcgcnn_jax.fine_tuning import Job, network_of, start
 from tlcgcnn_jax.optim import Rates
 from tlcgcnn_jax.plans import CommitteePlan, FeaturesPlan, Lesson, NetworksPlan, Plan
@@ -102,19 +102,20 @@ def plan_transfer(
         if way.name == AUTO and any(target.kind == "classification" for target in lesson.targets):
             return plan_transfer(lesson, AUTO_OF_CLASSES, multipliers, choice)
         check_way(way.name)
+        parts = {name: find_way(name, DEEPEST) for name in way.parts}
+        regressors = [part for part in parts.values() if isinstance(part, FeatureStrategy)]
+        if len(regressors) == len(parts):
+            _check_no_rates(way.name, multipliers)
+        lesson = _fit_for(lesson, regressors)  # before the networks of another part are planned
         if way.weighted and lesson.deal:
             lesson = replace(lesson, folds=folds_of(lesson))
-        for part in (find_way(name, DEEPEST) for name in way.parts):  # before the networks of another part are planned
-            if isinstance(part, FeatureStrategy):
-                _check_regressor(lesson, part)
-        given = {part: multipliers if isinstance(find_way(part, DEEPEST), Strategy) else () for part in way.parts}
+        given = {name: () if isinstance(part, FeatureStrategy) else multipliers for name, part in parts.items()}
         return CommitteePlan(
             lesson, way, {part: plan_transfer(lesson, part, rates, choice) for part, rates in given.items()}
         )  # fmt: skip
     if isinstance(way, FeatureStrategy):
-        if multipliers:
-            raise InputError(f"{way.name} trains no network: learning-rate multipliers (--rate) do not go with it")
-        _check_regressor(lesson, way)
+        _check_no_rates(way.name, multipliers)
+        lesson = _fit_for(lesson, [way])
         if way.layers != (DESCRIPTORS,):
             return FeaturesPlan(lesson, way, choice.sources(way))
         lesson.crystals[GraphConfig()]  # raises what would otherwise come after the other parts' training
@@ -125,9 +126,27 @@ def plan_transfer(
     return _networks(lesson, find_strategy(named, multipliers, depth), sources, ModelConfig())
 
 
-def _check_regressor(lesson: Lesson, way: FeatureStrategy) -> None:
-    for rows in (lesson.split.train, *([lesson.given] if lesson.deal else [])):  # to be judged, and in the end
-        check_features(way.regressor, lesson.targets, lesson.labels(rows))
+def _check_no_rates(name: str, multipliers: Rates | Mapping[str, float]) -> None:
+    if multipliers:
+        raise InputError(f"{name} trains no network: learning-rate multipliers (--rate) do not go with it")
+
+
+def _fit_for(lesson: Lesson, ways: Sequence[FeatureStrategy]) -> Lesson:
+    """The lesson that some regressors can learn: without validation crystals where only these make it too many.
+
+    Raises:
+        InputError: Labels that one of them cannot learn, or too many crystals to train on.
+    """
+    for way in ways:
+        check_features(way.regressor, lesson.targets, lesson.labels(lesson.split.train))
+    most = int(np.isfinite(lesson.labels(lesson.given)).sum(0).max())
+    over = [way.name for way in ways if too_many(way.regressor, most)]
+    if lesson.deal and over:
+        logger.warning(
+            "validation crystals are not learnt from: with them there are %d, too many for %s", most, ", ".join(over)
+        )
+        return replace(lesson, deal=False)
+    return lesson
 
 
 def folds_of(lesson: Lesson) -> tuple[Split, ...]:
@@ -171,13 +190,10 @@ def _networks(
         streamed = True
     if strategy.trains:
         _tell_few_updates(len(split.train), config)
-    members = len(models[0].members) if models else 1
+    members = max((len(model.members) for model in models), default=1)
     # Where nothing is trained, only the source's own networks differ, and what the output is fitted to.
     trials = lesson.folds or lesson.trials * (lesson.seeds if strategy.trains else min(lesson.seeds, members))
-    jobs = [
-        Job(trial.train, trial.val, config.seed + i, config.learning_rate, i % members)
-        for i, trial in enumerate(trials)
-    ]
+    jobs = [Job(trial.train, trial.val, config.seed + i, config.learning_rate, i) for i, trial in enumerate(trials)]
     starts = [start(dataset, lesson.targets, strategy, models, job, model) for job in jobs]
     sizes = network_of(strategy, models, model)
     return NetworksPlan(lesson, strategy, sources, dataset, sizes, jobs, starts, streamed)
