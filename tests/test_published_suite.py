@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from tlcgcnn_jax import transfer
+from tlcgcnn_jax import textbook_records, transfer
+from tlcgcnn_jax.elements import symbols
 from tlcgcnn_jax.study_config import read_study, target_name
 from tlcgcnn_jax.study_grid import left_out
 
@@ -79,6 +80,32 @@ def test_auto_is_run_with_its_parts_and_networks(monkeypatch):
     energies = run.with_energies(STUDY).targets
     assert [target_name(target) for target in energies] == ["expt_eform", "jarvis_2d_eform"]
     assert {source for source in (*ENERGIES, *DIELECTRIC) if left_out(energies[0], source)} == {"mp-dielectric"}
+
+
+def test_high_labels_and_all_others_make_the_error(tmp_path, monkeypatch):
+    anisotropy = script("anisotropy", monkeypatch)
+    labels = [1.0] * 20 + [201.0, 2.0, 3.0]  # the median of the training rows is 1
+    records = [
+        {"id": one.id, "lattice": one.structure.lattice.tolist(), "frac_coords": one.structure.frac_coords.tolist(),
+         "species": [symbols()[number] for number in one.structure.atomic_numbers], "target": label}
+        for one, label in zip(textbook_records(())[:23], labels, strict=True)
+    ]  # fmt: skip
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / f"{anisotropy.TASK}.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps(one) for one in records).encode()))
+    ids = [one["id"] for one in records]
+    split = {"train": ids[:18], "val": ids[18:20], "test": ids[20:]}
+    path.with_name(f"{anisotropy.TASK}-splits.json").write_text(json.dumps([split]))
+    monkeypatch.setattr(anisotropy, "WAYS", anisotropy.WAYS[:1])
+    monkeypatch.setattr(sys, "argv", ["anisotropy.py", str(tmp_path), "--out", str(tmp_path / "out.csv")])
+    anisotropy.main()
+    (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert (row["split"], row["regressor"], row["learns"]) == ("0", "median", "identity")
+    assert [float(row[name]) for name in ("left_out_mae", "val_mae", "test_mae")] == pytest.approx(
+        [0, 0, 67.67], abs=0.01
+    )
+    assert [float(row[f"test_mae_of_{name}"]) for name in ("high", "others")] == pytest.approx([66.67, 1], abs=0.01)
+    assert [row[f"high_in_{part}"] for part in ("train", "val", "test")] == ["0", "0", "1"]
 
 
 PUBLISHED = {"a": {"CGCNN": 0.2, "MoE-(18)": 0.15, "JMP-FT": 0.1, "MoMa (Full)": 0.05},

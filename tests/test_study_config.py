@@ -88,6 +88,10 @@ BAD = {
     "a string for a list": ('sizes = "100"\n' + TARGET, "a list was expected"),
     "an unknown transform to learn": (TARGET + 'learn = "sqrt"', "target k_vrh: learn is 'sqrt'"),
     "an unknown transform": (TARGET + 'transform = "sqrt"', "target k_vrh: transform is 'sqrt'"),
+    "the logarithm of a logarithm": (
+        TARGET + 'transform = "log10"\nlearn = "log10"',
+        "k_vrh: the log10 of the log10 would be learnt: give transform for errors of the log10, or learn for errors of",
+    ),
     "an unknown transform of a source": (
         TARGET + '[[sources]]\ndata = "x"\ncolumn = "e"\ntransform = "sqrt"',
         "e: transform is 'sqrt'",

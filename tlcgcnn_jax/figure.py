@@ -12,6 +12,10 @@ from tlcgcnn_jax.files import write_whole
 DPI = 150
 # Okabe & Ito's palette, which stays apart for every kind of colour vision (https://jfly.uni-koeln.de/color/).
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#6B6B6B", "#222222"
+LOG_STEPS = (  # decades that are fewer than so many: the ticks of each
+    (0.5, (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)), (1.2, (1, 1.5, 2, 3, 4, 6, 8)), (2.5, (1, 2, 5)),
+    (math.inf, (1,)),
+)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
@@ -43,13 +47,13 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
 
 
 def log_axis(axes: Any, which: str, low: float, high: float) -> None:
-    """A logarithmic axis with plain numbers, so dense that there are always some."""
+    """A logarithmic axis with plain numbers, the denser the less it spans."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_locator(LogLocator(subs=next(steps for most, steps in LOG_STEPS if decades < most)))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_formatter(NullFormatter())
 

@@ -51,7 +51,7 @@ class StudyTarget:
             source with several sizes over NAME, which means all, and over NAME-SIZE.
 
     Raises:
-        InputError: A setting of another type, or an unknown transform; it is named.
+        InputError: A setting of another type, an unknown transform, or one of a transformed value; it is named.
 
     Example:
         >>> from tlcgcnn_jax import StudyTarget
@@ -77,6 +77,11 @@ class StudyTarget:
         for key in ("transform", "learn"):
             if getattr(self, key) not in TRANSFORMS:
                 raise InputError(f"target {self.column}: {key} is {getattr(self, key)!r}: use one of {TRANSFORMS}")
+        if "identity" not in (self.transform, self.learn):
+            raise InputError(
+                f"target {self.column}: the {self.learn} of the {self.transform} would be learnt: give transform for "
+                f"errors of the {self.transform}, or learn for errors of {self.column} itself"
+            )
 
 
 def target_name(target: StudyTarget) -> str:

@@ -66,8 +66,6 @@ def learning_curves(series: Sequence[Series], path: str | Path, *, name: str, un
     """
     drawn = sorted((one for one in series if one.shown), key=lambda one: -one.outcomes[-1].mae.mean)
     sizes = sorted({outcome.size for one in drawn for outcome in one.outcomes})
-    from matplotlib.ticker import LogLocator
-
     with picture(path, 7.6, 5.0) as figure:
         axes, values = figure.add_subplot(), []
         for one in drawn:
@@ -89,7 +87,6 @@ def learning_curves(series: Sequence[Series], path: str | Path, *, name: str, un
         bottom, top = min(values) / 1.05, max(values) * 1.05
         log_axis(axes, "y", bottom, top)
         axes.set_ylim(bottom, top)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
         axes.set_xticks(sizes, [short(size) for size in sizes])
         axes.set_xticks([], minor=True)
         axes.grid(axis="y", color="#E6E9EC", linewidth=0.8)

@@ -237,9 +237,10 @@ def draw_scores(rows: list[dict[str, Any]], found: list[dict[str, Any]], path: P
                         ha="right" if left else "left",
                     )  # fmt: skip
             told = said[target, key]
+            cut = f"\n(lower than {NO_SKILL:g}: drawn there)" if min(x for x, _ in places.values()) == NO_SKILL else ""
             axes.set(
                 title=plain(f"{target}: ρ = {told['spearman']:.2f}, {told['sources']} sources").replace("-", "−"),
-                xlabel=SCORES[key], ylabel=f"gain of {strategy} over scratch (%)",
+                xlabel=(SCORES[key] + cut).replace("-", "−"), ylabel=f"gain of {strategy} over scratch (%)",
             )  # fmt: skip
             axes.margins(0.12)
 

@@ -82,8 +82,6 @@ def curves(rows: list[Row]) -> tuple[list[int], dict[int, list[float]]]:
 
 def draw(errors: list[dict[str, Any]], slopes: list[dict[str, Any]], path: Path) -> None:
     """A panel a target: errors with their intervals over seeds, the fitted lines, and scratch as the level to beat."""
-    from matplotlib.ticker import LogLocator
-
     targets = list(dict.fromkeys(row["target"] for row in errors))
     with picture(path, 4.2 * len(targets), 4.4) as figure:
         for number, target in enumerate(targets, 1):
@@ -108,7 +106,6 @@ def draw(errors: list[dict[str, Any]], slopes: list[dict[str, Any]], path: Path)
             log_axis(axes, "x", sizes[0], sizes[-1])
             log_axis(axes, "y", min(values), max(values))
             axes.set_ylim(min(values) / 1.05, max(values) * 1.05)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
             axes.set_xticks(sizes, [short(size) for size in sizes])
             axes.set_xticks([], minor=True)
             axes.set(title=plain(target), xlabel="Formation energies that the source learnt",

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """A panel a property: test MAE against the labels there are, with 95 % intervals over the seeds."""
+    """A panel a property: test MAE against training crystals, with 95 % intervals over the seeds."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     with picture(path, 3.6 * len(targets), 3.9) as figure:
         for number, target in enumerate(targets, 1):
@@ -48,7 +48,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             axes.set_xticks(sizes, [short(size) for size in sizes])
             axes.set_xticks([], minor=True)
             axes.set_ylim(bottom=0)
-            axes.set(title=target, xlabel="labelled crystals", ylabel=labelled("test MAE", "", mine[0]["unit"]))
+            axes.set(title=target, xlabel="training crystals", ylabel=labelled("test MAE", "", mine[0]["unit"]))
         handles, names = axes.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(WAYS), fontsize=9)
 
