@@ -84,6 +84,9 @@ def test_no_batch_of_a_crystal_or_two(n):
         atoms = [n_atom[rows].sum() for rows in plan]
         assert min(atoms) >= 0.4 * np.mean(atoms)
         assert len(plan) <= n / 32 + 2  # no more batches than the crystals need
+    alike = np.full(32 * n + 1, 5)  # of a last crystal, which all batches before it have to make room for
+    plan = batch_plan(alike, 3 * alike, pad_budget(alike, 3 * alike, 32, 4), 0)
+    assert {len(rows) for rows in plan} <= {31, 32} or n == 20
 
 
 @pytest.mark.parametrize("batch_size", [32, 128, 256])

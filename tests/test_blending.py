@@ -115,6 +115,18 @@ def test_of_probabilities_those_that_are_right_count_and_not_those_that_are_sure
     np.testing.assert_array_equal(found, choose_weights(predictions, labels, squared=True))
 
 
+@pytest.mark.parametrize("known", [9, 10, 11, 30])
+def test_cross_fitted_weights_are_chosen_as_those_of_all_are(known):
+    """Where all crystals choose, four fifths of them do too; what is not finite for one of them has no part."""
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(30) < known, rng.normal(size=30), np.nan)
+    filled = np.nan_to_num(labels)
+    lost = np.where(np.arange(30) == 3, np.inf, filled)
+    predictions = np.stack([filled + 0.01, filled + 100, lost])
+    assert choose_weights(predictions, labels).tolist() == [1, 0, 0]
+    assert cross_fitted_mean(predictions, labels) == pytest.approx(filled + 0.01)
+
+
 def test_cross_fitted_errors_are_not_flattered_by_the_choice():
     """Of many useless parts the choice picks what fits the crystals at hand; others tell how little that is worth."""
     rng, flattered, honest, new = np.random.default_rng(1), [], [], []

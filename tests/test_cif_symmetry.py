@@ -1,5 +1,7 @@
 """CIFs that tell their symmetry by a name, a Hall symbol or a number: the crystal must be the one they mean."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("cell, symmetry, sites, expected", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.filterwarnings("ignore::tlcgcnn_jax.errors.ReadingWarning")
 def test_symmetry_without_operators(cell, symmetry, sites, expected):
     numbers, counts = np.unique(read_cif(text(cell, symmetry, sites), "a.cif").atomic_numbers, return_counts=True)
     assert dict(zip(numbers.tolist(), counts.tolist(), strict=True)) == expected
@@ -82,6 +85,7 @@ def test_a_setting_moves_the_atoms_as_its_operators_say():
     np.testing.assert_allclose(sorted(crystal.frac_coords.tolist()), expected, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::tlcgcnn_jax.errors.ReadingWarning")
 def test_an_origin_not_told_is_the_one_without_atoms_upon_each_other():
     near = [("Si", 0.51, 0.5, 0.24)]  # by the first origin of P n n n its images are 0.24 Å apart
     clear = [("Si", 0.1, 0.25, 0.4)]  # and this one's are apart by either
@@ -95,22 +99,24 @@ def test_an_origin_not_told_is_the_one_without_atoms_upon_each_other():
 TOLD = {
     "by nothing": ("", 8, "the first is taken, with 8 atoms in the cell (the other: 16)"),
     "by the first": ("_chemical_formula_sum Si\n_cell_formula_units_Z 8", 8, ""),
-    "by the second": ("_chemical_formula_sum 'Si2 H1'\n_cell_formula_units_Z 8", 16, "formula 'Si2 H1' has hydrogen"),
+    "by the second": ("_chemical_formula_sum 'Si2 H1'\n_cell_formula_units_Z 8", 16, "formula 'Si2 H1' has H without"),
     "by neither": ("_chemical_formula_sum Si4\n_cell_formula_units_Z 8", 8, "the first is taken"),
 }
 
 
 @pytest.mark.parametrize("contents, atoms, told", TOLD.values(), ids=TOLD.keys())
-def test_an_origin_not_told_is_settled_by_the_number_of_atoms(contents, atoms, told, caplog):
-    crystal = read_cif(text(DIAMOND, f"{NAME} 'F d -3 m'\n{contents}", SI), "a.cif")
+def test_an_origin_not_told_is_settled_by_the_number_of_atoms(contents, atoms, told):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        crystal = read_cif(text(DIAMOND, f"{NAME} 'F d -3 m'\n{contents}", SI), "a.cif")
     assert len(crystal.atomic_numbers) == atoms
-    assert len(caplog.records) == bool(told) and told in caplog.text
+    assert len(said) == bool(told) and told in "".join(str(one.message) for one in said)
 
 
-def test_an_origin_that_makes_no_difference_is_not_told(caplog):
+def test_an_origin_that_makes_no_difference_is_not_told():
     """Halfway between the two they give one crystal, shifted by half a cell."""
     crystal = read_cif(text((9, 10, 11, 90, 90, 90), f"{NAME} 'P n n n'", [("Po", 0.125, 0.125, 0.125)]), "a.cif")
-    assert len(crystal.atomic_numbers) == 8 and not caplog.text
+    assert len(crystal.atomic_numbers) == 8  # a warning would be an error here
 
 
 BAD = {

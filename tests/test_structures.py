@@ -595,10 +595,20 @@ def test_forms_of_one_element_fill_a_site(species, number):
     assert atomic_number(ordered_species(list(species.items()), 0, "x")) == number
     sites = [{"species": [{"element": e, "occu": n} for e, n in species.items()], "abc": [0, 0, 0]}]
     found = read_structures([{"lattice": {"matrix": CSCL["lattice"]}, "sites": sites}])
-    assert found[0].structure.atomic_numbers.tolist() == [number]
+    flat = read_structures([{"lattice": CSCL["lattice"], "species": [species], "frac_coords": [[0, 0, 0]]}])
+    assert [one[0].structure.atomic_numbers.tolist() for one in (found, flat)] == [[number], [number]]
     for short in ({**species, "Fe2+": 0.4}, {**species, "Cl": 0.1}):
         with pytest.raises(InputError, match="site 1 has partial occupancy"):
             ordered_species(list(short.items()), 0, "x")
+
+
+def test_a_row_that_stands_twice_does_not_stop_the_others(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.cif").write_text(NACL_CIF)
+    (tmp_path / "id_prop.csv").write_text("a,1\nb,2\na,3\n")
+    found = read_structures(tmp_path, targets=("target",), on_error="skip")
+    assert [(one.id, one.targets["target"]) for one in found] == [("a", 1), ("b", 2)]
+    assert "id_prop.csv:3: the id 'a' stands twice" in found.skipped[0].reason
 
 
 def test_a_first_row_without_label_or_file_is_no_header(tmp_path):

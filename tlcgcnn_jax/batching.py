@@ -8,6 +8,7 @@ import numpy as np
 
 from tlcgcnn_jax.dataset import CrystalDataset, gather_rows
 
+PLAN = 2  # version of `batch_plan`: a run that was begun with other batches cannot go on with these
 LOOK_AHEAD = 64  # crystals that are tried for the last free places of a batch
 ROW_SLACK = 1.01  # rows are what costs time, so atoms are the tighter limit and rows follow closely
 
@@ -70,7 +71,7 @@ def batch_plan(
 
     Crystals are taken in a seeded random order and put into the open batch; where one does not fit, the next
     `LOOK_AHEAD` are tried for the remaining places. No crystal is dropped. Where the last batch would be less than half
-    as large as the mean one, all are made of equal size.
+    as large as the mean one, all are made about equal.
 
     Args:
         n_atom: int [n].
@@ -89,27 +90,27 @@ def batch_plan(
         return _filled(np.arange(len(n_atom)), n_atom, n_row, budget)
     order = np.random.default_rng([seed, epoch]).permutation(len(n_atom))
     plan = _filled(order, n_atom, n_row, budget)
-    share = -(-int(n_atom.sum()) // len(plan)) if plan else 0
-    if plan and 2 * n_atom[plan[-1]].sum() < share:
+    if plan and 2 * len(plan) * n_atom[plan[-1]].sum() < n_atom.sum():
         # A last batch of a crystal or two would count in the updates, and in batch norm, as much as a full one.
-        plan = _filled(order, n_atom, n_row, budget, share)
+        plan = min(_filled(order, n_atom, n_row, budget, len(plan)), plan, key=len)
     return plan
 
 
 def _filled(
-    order: np.ndarray, n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget, share: int | None = None
+    order: np.ndarray, n_atom: np.ndarray, n_row: np.ndarray, budget: PadBudget, even: int = 0
 ) -> list[np.ndarray]:
-    """Batches in some order of the crystals, each closed once it is full or has its share of atoms."""
+    """Batches in some order of the crystals, each closed once it is full or, of so many even ones, has its share."""
     smallest = int(n_atom.min()) if len(n_atom) else 0
     sizes = list(zip(n_atom.tolist(), n_row.tolist(), strict=True))
     pending = order.tolist()[::-1]  # a stack: the next crystal is the last element
-    batches = []
+    batches, atoms_left = [], int(n_atom.sum())
     while pending:
         nodes, rows, graphs = budget.n_node - 1, budget.n_row - 1, budget.n_graph - 1
-        left = max(smallest, 1 + nodes - share) if share else smallest  # places, with fewer of which it is closed
+        share = -(-atoms_left // max(even - len(batches), 1)) if even else nodes
+        least = max(smallest, 1 + nodes - share)  # places, with fewer of which it is closed
         chosen: list[int] = []
         skipped: list[int] = []
-        while pending and graphs and nodes >= left and len(skipped) < LOOK_AHEAD:
+        while pending and graphs and nodes >= least and len(skipped) < LOOK_AHEAD:
             crystal = pending.pop()
             atoms, crystal_rows = sizes[crystal]
             if atoms <= nodes and crystal_rows <= rows:
@@ -122,6 +123,7 @@ def _filled(
             raise ValueError(f"crystal {crystal} with {sizes[crystal]} atoms and rows is larger than {budget}")
         pending.extend(reversed(skipped))
         batches.append(np.array(chosen, np.int64))
+        atoms_left -= int(n_atom[batches[-1]].sum())
     return batches
 
 

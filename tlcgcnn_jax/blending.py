@@ -22,6 +22,7 @@ def choose_weights(
     seed: int = 0,
     learnt: Learnt = np.asarray,
     squared: np.ndarray | bool = False,
+    fewest: int = FEWEST,
 ) -> np.ndarray:
     """Weights of predictions whose weighted mean has a small error.
 
@@ -36,10 +37,11 @@ def choose_weights(
         learnt: From the unit to what the errors are measured in, e.g. `np.log10`, element by element.
         squared: Whether the square of each error counts, for all columns or [columns]: of probabilities those that are
             too sure have the smaller absolute errors, and those that are right the smaller squares.
+        fewest: Crystals with a label, of fewer than which nothing is chosen.
 
     Returns:
-        float64 [k], sum 1; none between 0 and 0.02. All equal where fewer than 9 crystals have a label; 0 for a
-        prediction that is not finite everywhere.
+        float64 [k], sum 1; none between 0 and 0.02. All equal where fewer than 9 (`fewest`) crystals have a label; 0
+        for a prediction that is not finite everywhere.
 
     Raises:
         InputError: Shapes that do not fit, or no prediction that is finite.
@@ -60,12 +62,9 @@ def choose_weights(
     predictions, labels = predictions.reshape(count, n, -1), labels.reshape(n, -1)
     known = np.isfinite(labels).any(1)
     predictions, labels = predictions[:, known], labels[known]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        usable = np.isfinite(learnt(predictions)).reshape(count, -1).all(1)
-    if not usable.any():
-        raise InputError(f"not one of {count} predictions is finite for all {len(labels)} validation crystals")
+    usable = _usable(predictions, learnt)
     weights = usable / usable.sum()
-    if usable.sum() == 1 or len(labels) < FEWEST:
+    if usable.sum() == 1 or len(labels) < fewest:
         return weights
     wanted = learnt(labels)
     squared = np.broadcast_to(squared, wanted.shape[1:])
@@ -108,12 +107,14 @@ def cross_fitted_mean(
         >>> np.abs(cross_fitted_mean(np.stack([labels + 0.1, labels - 0.1]), labels) - labels).max() < 0.02
         np.True_
     """
-    if len(labels) < FEWEST:
+    known = np.isfinite(labels).reshape(len(labels), -1).any(1)
+    if known.sum() < FEWEST:
         return weighted_mean(predictions, choose_weights(predictions, labels, seed, learnt, squared))
+    predictions = predictions[_usable(predictions[:, known], learnt)]
     out = np.empty(np.shape(labels))
     for fold in k_fold(len(labels), 5, seed):
         others = np.concatenate([fold.train, fold.val])
-        weights = choose_weights(predictions[:, others], labels[others], seed, learnt, squared)
+        weights = choose_weights(predictions[:, others], labels[others], seed, learnt, squared, fewest=1)
         out[fold.test] = weighted_mean(predictions[:, fold.test], weights)
     return out
 
@@ -149,6 +150,17 @@ def weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     values, weights = values[weights > 0], weights[weights > 0]
     deviations = (values - np.tensordot(weights, values, 1)) ** 2
     return np.sqrt(np.tensordot(weights, deviations, 1) / max(1 - float(weights @ weights), 1e-12))
+
+
+def _usable(predictions: np.ndarray, learnt: Learnt) -> np.ndarray:
+    """Which predictions [k, n, …] are finite for all crystals."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        usable = np.isfinite(learnt(predictions)).reshape(len(predictions), -1).all(1)
+    if not usable.any():
+        raise InputError(
+            f"not one of {len(predictions)} predictions is finite for all {predictions.shape[1]} validation crystals"
+        )
+    return usable
 
 
 def _scale(labels: np.ndarray, squared: bool) -> np.ndarray:

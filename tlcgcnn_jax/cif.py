@@ -1,7 +1,6 @@
 """CIF text -> crystal, with the sites and the order of sites that pymatgen gives."""
 
 import functools
-import logging
 import re
 import warnings
 from typing import Any
@@ -12,9 +11,7 @@ from tlcgcnn_jax.cif_formula import CONTENTS, Contents, check_elements, has_cont
 from tlcgcnn_jax.cif_symmetry import CELL, OPERATORS, settings_of
 from tlcgcnn_jax.crystal import CLOSEST, Crystal, atomic_number, make_crystal, ordered_species
 from tlcgcnn_jax.elements import atomic_numbers
-from tlcgcnn_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
+from tlcgcnn_jax.errors import InputError, ReadingWarning
 
 _SITE_TOLERANCE = 1e-4  # pymatgen's: sites closer than this (in each fractional coordinate) are one site
 _SNAP_TOLERANCE = 1e-4  # pymatgen's: coordinates this close (relatively) to 1/3 or 2/3 are made exact
@@ -108,11 +105,12 @@ def _read_unusual(text: str, where: str) -> tuple[Crystal, Contents]:
 
 def _tell_origin(name: str, chosen: Crystal, other: Crystal, where: str) -> None:
     atoms, of_other = len(chosen.atomic_numbers), len(other.atomic_numbers)
-    logger.warning(
-        "%s: its space group has two origins, and nothing tells which is meant: the %s is taken, with %d atoms in the "
-        "cell (the other: %d); add :1 or :2 to the name of the group, or give the operators",
-        where, name, atoms, of_other,
-    )  # fmt: skip
+    told = (
+        f"{where}: its space group has two origins, and nothing tells which is meant: the {name} is taken, with "
+        f"{atoms} atoms in the cell (the other: {of_other}); add :1 or :2 to the name of the group, or give the "
+        "operators"
+    )
+    warnings.warn(told, ReadingWarning, stacklevel=2)
 
 
 def _read_setting(setting: str, text: str, where: str) -> tuple[Crystal, Contents]:

@@ -1,19 +1,18 @@
 """The formula that a CIF tells, against the atoms that were read."""
 
-import logging
 import re
+import warnings
 from collections import Counter
 from typing import NamedTuple
 
 from tlcgcnn_jax.crystal import Crystal, atomic_number
 from tlcgcnn_jax.elements import symbols
-from tlcgcnn_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
+from tlcgcnn_jax.errors import InputError, ReadingWarning
 
 CONTENTS = ("_chemical_formula_sum", "_cell_formula_units_Z")
 _COUNTED = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)(?:\(\d+\))?")  # as in 'Fe0.95(2) O1'
 _HYDROGEN = {1}
+_TRACE = 0.02  # of the atoms of a formula; a dopant often has no site of its own
 
 
 class Contents(NamedTuple):
@@ -55,13 +54,14 @@ def has_contents(crystal: Crystal, contents: Contents) -> bool:
 def check_elements(crystal: Crystal, formula: str, where: str) -> None:
     """Compare the elements of a crystal with those of its formula: a label that was misread shows there.
 
-    Hydrogen in the formula alone is told in a warning, since X-rays often do not find it. Nothing is compared where
-    `composition` does not understand the formula.
+    Hydrogen in the formula alone, which X-rays often do not find, and traces of other elements are told in a warning.
+    Nothing is compared where `composition` does not understand the formula.
 
     Raises:
-        InputError: An element that the formula lacks, or one of it (but hydrogen) that no site has.
+        InputError: An element that the formula lacks, or one of it (but hydrogen and traces) that no site has.
     """
-    told, read = set(composition(formula)), set(crystal.atomic_numbers.tolist())
+    counts = composition(formula)
+    told, read = set(counts), set(crystal.atomic_numbers.tolist())
     if not told:
         return
     if strange := read - told:
@@ -70,13 +70,15 @@ def check_elements(crystal: Crystal, formula: str, where: str) -> None:
             "their labels mean another element (W1 for water, HO1 for hydrogen) add a column _atom_site_type_symbol "
             "with elements, or else correct _chemical_formula_sum"
         )
-    if absent := told - read - _HYDROGEN:
+    traces = {number for number in told if counts[number] < _TRACE * sum(counts.values())}
+    if absent := told - read - _HYDROGEN - traces:
         raise InputError(
             f"{where}: its formula {formula!r} has {_listed(absent)}, of which no site was found: give each atom its "
             "site, or correct _chemical_formula_sum"
         )
-    if told - read:
-        logger.warning("%s: its formula %r has hydrogen without a site; it is read without", where, formula)
+    if absent := told - read:
+        told_so = f"{where}: its formula {formula!r} has {_listed(absent)} without a site; it is read without"
+        warnings.warn(told_so, ReadingWarning, stacklevel=2)
 
 
 def _listed(numbers: set[int]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -14,7 +15,7 @@ import numpy as np
 
 from tlcgcnn_jax.array_folder import FolderWriter, check_free, holds_arrays, read_folder, read_manifest
 from tlcgcnn_jax.config import GraphConfig, from_dict, target_names, to_dict
-from tlcgcnn_jax.errors import InputError, Skipped, advised, check_on_error
+from tlcgcnn_jax.errors import InputError, ReadingWarning, Skipped, advised, check_on_error
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graphs import build_graphs
 from tlcgcnn_jax.processes import cores, script_not_run_again, worker_pool
@@ -267,7 +268,7 @@ def build_dataset(
             logger.warning("%s", notes[0])
     ids: list[str] = []
     formulas: list[str] = []
-    skipped, pieces = list(found.skipped), []
+    skipped, doubts, pieces = list(found.skipped), [], []
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(_writer(out, graph, names)) if out is not None else None
         bar = stack.enter_context(_bar(len(found.items), progress))
@@ -276,6 +277,7 @@ def build_dataset(
             ids += piece.ids
             formulas += piece.formulas
             skipped += piece.skipped
+            doubts += piece.doubts
             writer.append(piece.arrays) if writer else pieces.append(piece.arrays)
             bar.update(len(task))
         if not ids:
@@ -283,6 +285,8 @@ def build_dataset(
             raise InputError(f"no crystal of {len(skipped)} could be used{first}")
         if writer is not None:
             _finish(writer, graph, names, found.fingerprint, ids, formulas, skipped)
+    if doubts:
+        logger.warning("%d crystals were read with a doubt; the first: %s", len(doubts), doubts[0])
     if out is not None:
         return replace(load_dataset(out, verify=False), notes=notes)
     arrays: dict[str, Any] = {name: np.concatenate([piece[name] for piece in pieces]) for name in _ARRAYS}
@@ -338,6 +342,7 @@ class _Piece(NamedTuple):
     ids: list[str]
     formulas: list[str]
     skipped: list[Skipped]
+    doubts: list[str]
     arrays: dict[str, np.ndarray]
 
 
@@ -347,15 +352,19 @@ def _pack(items: list[Item], graph: GraphConfig, names: tuple[str, ...], on_erro
     formulas: list[str] = []
     skipped: list[Skipped] = []
     pieces: list[dict[str, np.ndarray]] = [_arrays([], graph, names)]
+    doubts: list[str] = []
     for start in range(0, len(items), _TOGETHER):
         records = []
-        for item in items[start : start + _TOGETHER]:
-            try:
-                records.append(parse(item))
-            except InputError as error:
-                if on_error == "raise":
-                    raise InputError(advised(str(error))) from error
-                skipped.append(Skipped(item.id, item.where, str(error)))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ReadingWarning)
+            for item in items[start : start + _TOGETHER]:
+                try:
+                    records.append(parse(item))
+                except InputError as error:
+                    if on_error == "raise":
+                        raise InputError(advised(str(error))) from error
+                    skipped.append(Skipped(item.id, item.where, str(error)))
+        doubts += [str(one.message) for one in told if issubclass(one.category, ReadingWarning)]
         try:
             pieces.append(_arrays(records, graph, names))
         except InputError as error:
@@ -365,7 +374,7 @@ def _pack(items: list[Item], graph: GraphConfig, names: tuple[str, ...], on_erro
             pieces += some
         ids += [record.id for record in records]
         formulas += [formula(record.structure.atomic_numbers) for record in records]
-    return _Piece(ids, formulas, skipped, {n: np.concatenate([piece[n] for piece in pieces]) for n in _ARRAYS})
+    return _Piece(ids, formulas, skipped, doubts, {n: np.concatenate([piece[n] for piece in pieces]) for n in _ARRAYS})
 
 
 def _one_by_one(

@@ -31,6 +31,10 @@ class Skipped:
     reason: str
 
 
+class ReadingWarning(UserWarning):
+    """Something that the file of a crystal leaves open, and how it was read."""
+
+
 def advised(reason: str) -> str:
     """What is wrong with a crystal, and how to go on without it."""
     return f'{reason}; use on_error="skip" (--on-error skip) to leave such crystals out and list them'

@@ -202,6 +202,9 @@ def _naming(columns: Mapping[str | None, Sequence[str | None]], known: Mapping[s
         for row, cell in enumerate(cells):
             if cell and cell in known:
                 found[name].setdefault(known[cell], []).append(row)
+    # Ids do not repeat: a column that does may name parents, or formulas.
+    once = {name: rows for name, rows in found.items() if all(len(places) == 1 for places in rows.values())}
+    found = once if any(once.values()) else found
     best = max(found, key=lambda name: len(found[name]), default=None)
     ours = found.get(best, {})
     for name, theirs in found.items():

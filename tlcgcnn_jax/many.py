@@ -16,7 +16,7 @@ from jax import Array
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import fold_adapters
-from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, epoch_length, pad_budget
+from tlcgcnn_jax.batching import PLAN, Batch, PadBudget, batch_plan, epoch_length, pad_budget
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import Target, TrainConfig
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -275,7 +275,10 @@ def train_many(
     histories: list[list[dict[str, float]]] = [[] for _ in runs]
     done, chunk = 0, min(CHUNK, max(1, CHUNK_UPDATES // lengths[0]), config.epochs)
     start = digest([inputs, [run.normaliser for run in runs], progress]) if checkpoints else ""
-    settings = {"program and training": repr((program, config)), "crystals and starting weights": start}
+    settings = {
+        "version of the batches": PLAN, "program and training": repr((program, config)),
+        "crystals and starting weights": start,
+    }  # fmt: skip
     if checkpoints and (meta := checkpoints.meta()):
         check_same(meta.get("settings", {}), settings, checkpoints.folder)
         progress = _unstack(checkpoints.restore(_stack(progress)), len(runs))

@@ -200,11 +200,11 @@ def _cgcnn_folder(path: Path, targets: tuple[str, ...]) -> Iterator[Entry]:
     for row, cells, line in list(zip(rows, plain, lines, strict=True))[has_header:]:
         name, where = row[0], f"{table}:{line}"
         name = name[:-4] if name.lower().endswith(".cif") else name
-        if name and (first := listed.setdefault(name, line)) != line:
-            raise InputError(f"{where}: the id {name!r} stands twice, first at {table}:{first}: remove one of the rows")
         file = path / f"{name}.cif"
         labels = dict(zip(columns, cells[1:] + [""] * (width - len(row)), strict=False))
         problem = "" if os.path.lexists(file) else f"{where}: id {name!r} has no file {file.name} in {path}"
+        if (first := listed.setdefault(name, line)) != line:
+            problem = f"{where}: the id {name!r} stands twice, first at {table}:{first}: remove one of the rows"
         problem = problem or (too_long(row, head, where) if has_header else "")
         yield Entry(name, str(file), str(file), "cif", labels, problem, labelled=where)
 

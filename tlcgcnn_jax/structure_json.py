@@ -39,10 +39,11 @@ def crystal_from_json(record: Any, where: str) -> Crystal:
                 coords = np.array(coords, np.float64) @ np.linalg.inv(np.array(record["lattice_mat"], np.float64))
             crystal, pbc = make_crystal(record["lattice_mat"], species, coords, where), record.get("pbc")
         else:
-            for site, occupant in enumerate(record["species"]):
-                if isinstance(occupant, dict):
-                    ordered_species(list(occupant.items()), site, where)
-            crystal = make_crystal(record["lattice"], record["species"], record["frac_coords"], where)
+            species = [
+                ordered_species(list(occupant.items()), site, where) if isinstance(occupant, dict) else occupant
+                for site, occupant in enumerate(record["species"])
+            ]
+            crystal = make_crystal(record["lattice"], species, record["frac_coords"], where)
             pbc = record.get("pbc")
         check_periodic(pbc, crystal.lattice, crystal.frac_coords @ crystal.lattice, where)
         return crystal

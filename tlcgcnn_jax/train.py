@@ -22,7 +22,7 @@ from jax import Array
 
 from tlcgcnn_jax import losses
 from tlcgcnn_jax.adapters import fold_adapters
-from tlcgcnn_jax.batching import Batch, PadBudget, batch_plan, epoch_length, pad_budget, stack_batches
+from tlcgcnn_jax.batching import PLAN, Batch, PadBudget, batch_plan, epoch_length, pad_budget, stack_batches
 from tlcgcnn_jax.checkpoint import Checkpoints
 from tlcgcnn_jax.config import ModelConfig, Target, TrainConfig, to_dict
 from tlcgcnn_jax.dataset import CrystalDataset
@@ -236,6 +236,7 @@ def train(
     program = Program(model, targets, config, rates, frozen, pulls).static()
     progress = _Progress.start(init_state(program, variables))
     settings = {
+        "version of the batches": PLAN,
         "training": to_dict(config), "model": to_dict(model_config), "targets": [to_dict(t) for t in targets],
         "rates": rates, "frozen": frozen, "pulls": pulls,
         "normaliser": np.array([normaliser.mean, normaliser.std]).tolist(),
