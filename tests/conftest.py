@@ -40,23 +40,30 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_file() -> Iterator[None]:
-    """Compiled programs go with the file that made them.
+MOST_MAPPINGS = 30_000  # of memory, of which Linux allows a process 65,530 (vm.max_map_count)
 
-    Each takes several memory mappings, of which Linux allows a process 65,530 (vm.max_map_count). Those of the whole
-    suite are as many, and past that JAX dies of a segmentation fault.
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_some_files() -> Iterator[None]:
+    """Compiled programs are shared by the files of a process, until there are too many of them.
+
+    Each takes several memory mappings. Those of the whole suite are as many as a process may have, and past that JAX
+    dies of a segmentation fault.
     """
     yield
-    jax.clear_caches()
+    mappings = Path("/proc/self/maps")
+    if not mappings.is_file() or mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
 def optimised() -> Iterator[None]:
     """Programs as users have them, for files that compare their numbers to the last bits."""
+    jax.clear_caches()  # what is compiled stays as it is when the setting changes
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,12 +15,13 @@ import pytest
 from pymatgen.core import Structure
 from tiny import BATCH, GAP, NETWORK, K, command, records, table, write_lines
 
-from tlcgcnn_jax import checkpoint, cli, options
+from tlcgcnn_jax import checkpoint, cli, many, options, plans
 from tlcgcnn_jax import train as training
 from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.dataset import build_dataset, load_dataset
 from tlcgcnn_jax.evaluate import predict
+from tlcgcnn_jax.run_pictures import run_pictures
 from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.zoo import find_sources, load_model, shipped
 
@@ -38,6 +39,24 @@ def place(tmp_path_factory):
     assert command("prepare", folder / "crystals.jsonl", "--target", K, "--target", GAP, "--out", folder / "ds") == 0
     assert command("train", folder / "ds", "--target", K, "--unit", "GPa", "--out", folder / "run", *TRAIN) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take as long as the runs; those of `place`, which is made before this, are drawn."""
+    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", lambda *_: [])
+
+
+@pytest.fixture
+def pictures(no_pictures, monkeypatch):
+    """Pictures nevertheless."""
+    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", run_pictures)
+
+
+@pytest.fixture
+def two_shipped(monkeypatch):
+    """Two of the shipped models, where it takes time to rank them all."""
+    monkeypatch.setattr("tlcgcnn_jax.zoo.shipped", lambda: ("carbon-energy", "mp-formation-energy"))
 
 
 @pytest.fixture
@@ -133,7 +152,7 @@ def test_a_blend_tells_what_it_chose_from(place, tmp_path, capsys):
     assert sum(float(line[2].rstrip("%")) for line in lines) == pytest.approx(100, abs=1)
 
 
-def test_transfer_from_the_best_source(place, tmp_path, capsys):
+def test_transfer_from_the_best_source(place, tmp_path, capsys, two_shipped):
     assert (
         transferred(place, tmp_path / "run", "features:ridge", "--source", "auto", "--sources", place, "--top", 1) == 0
     )
@@ -191,7 +210,7 @@ def test_predict_takes_a_packed_dataset_and_writes_over_a_file(place, tmp_path):
     assert len(table(tmp_path / "p.csv")) == 20
 
 
-def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, tmp_path):
+def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, tmp_path, pictures):
     """Also: any input is prepared on the way, and every target has its picture."""
     arguments = ("--target", K, "--target", GAP, "--seeds", 2, "--epochs", 1, *NETWORK, *BATCH)
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
@@ -204,7 +223,7 @@ def test_an_ensemble_of_two_targets_predicts_one_column_and_one_std_each(place, 
     assert len(list((tmp_path / "run").glob("parity_*.png"))) == 2
 
 
-def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
+def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path, pictures):
     arguments = ("--target", "hard", "--task", "classification", "--epochs", 1, *NETWORK, *BATCH)
     assert command("train", place / "crystals.jsonl", *arguments, "--out", tmp_path / "run") == 0
     assert command("predict", tmp_path / "run", place / "ds", "--out", tmp_path / "p.csv") == 0
@@ -216,7 +235,7 @@ def test_a_classifier_predicts_one_column_for_each_class(place, tmp_path):
     assert "accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
 
 
-def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys):
+def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys, two_shipped):
     arguments = ("--target", K, "--transform", "log10", "--sources", place, "--out", tmp_path / "sub" / "ranks.csv")
     assert command("rank-sources", place / "ds", *arguments) == 0
     printed = capsys.readouterr()
@@ -228,14 +247,14 @@ def test_rank_sources_prints_and_writes_the_best_first(place, tmp_path, capsys):
     assert printed.err == ""  # no bar where nobody watches
 
 
-def test_a_transfer_is_from_the_best_source_unless_one_is_named(place, tmp_path):
+def test_a_transfer_is_from_the_best_source_unless_one_is_named(place, tmp_path, two_shipped):
     arguments = ("--target", K, "--strategy", "features:ridge", "--top", 1, "--out", tmp_path / "run")
     assert command("transfer", place / "ds", *arguments) == 0
     best = table(tmp_path / "run" / "source_ranking.csv")[0]["name"]
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["source"] == best
 
 
-def test_sources_of_other_graphs_are_passed_over(place, tmp_path, capsys, caplog):
+def test_sources_of_other_graphs_are_passed_over(place, tmp_path, capsys, caplog, two_shipped):
     """A packed dataset has graphs of one kind; original checkpoints need others."""
     other = load_bundle(place / "run")
     other = replace(other, graph=replace(other.graph, ties="reference", legacy_padding=True))
@@ -246,7 +265,7 @@ def test_sources_of_other_graphs_are_passed_over(place, tmp_path, capsys, caplog
     assert " original " not in capsys.readouterr().out
 
 
-def test_rank_sources_takes_raw_crystals_and_a_split(place, tmp_path, capsys):
+def test_rank_sources_takes_raw_crystals_and_a_split(place, tmp_path, capsys, two_shipped):
     ids = load_dataset(place / "ds").ids
     (tmp_path / "split.json").write_text(json.dumps({"train": ids[:12], "test": ids[12:]}))
     arguments = ("--target", "hard", "--task", "classification", "--split", tmp_path / "split.json")
@@ -307,7 +326,7 @@ def test_a_split_file_is_followed(place, tmp_path):
     assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == ids[:16]
 
 
-def test_a_run_without_a_test_part(place, tmp_path):
+def test_a_run_without_a_test_part(place, tmp_path, pictures):
     arguments = ("--test-ratio", 0, "--val-size", 4, "--target", K, *TRAIN)
     assert command("train", place / "ds", *arguments, "--out", tmp_path / "run") == 0
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())) == {"val", "train"}
@@ -517,23 +536,24 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, said, monk
 
 @pytest.mark.parametrize("strategy", ["head_then_full", "ensemble:frozen+full", "blend:full+frozen"])
 def test_an_interrupted_transfer_resumes_to_the_same_bits(place, tmp_path, said, monkeypatch, strategy):
-    """It goes on after the first ten epochs of the second phase or part; a blend deals its crystals."""
+    """It goes on after the first epoch of the second phase or part; a blend deals its crystals."""
+    monkeypatch.setattr(many, "CHUNK", 1)
     dealt = strategy.startswith("blend")
     data = write_lines(tmp_path / "more.jsonl", records(34)) if dealt else place / "ds"
     again = ("transfer", data, "--target", K, "--source", place / "run", "--strategy", strategy,
-             "--seeds", 3 if dealt else 2, *BATCH, "--epochs", 16)  # fmt: skip
+             "--seeds", 3 if dealt else 2, *BATCH, "--epochs", 4)  # fmt: skip
     assert command(*again, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        before = saved_epochs(patch, 2 if strategy == "head_then_full" else 3)
+        before = saved_epochs(patch, 2 if strategy == "head_then_full" else 5)
         assert command(*again, "--out", tmp_path / "cut") == 130
-    assert before == ([5, 10] if strategy == "head_then_full" else [10, 20, 10])
+    assert before == ([1, 1] if strategy == "head_then_full" else [1, 2, 3, 4, 1])
     assert "the same command with --resume goes on" in said()
     assert ("folds" in json.loads((tmp_path / "cut" / "settings.json").read_text())) == dealt
     assert command(*again, "--out", tmp_path / "cut") == 1
     assert "--resume" in said()
     after = saved_epochs(monkeypatch)
     assert command(*again, "--out", tmp_path / "cut", "--resume") == 0
-    assert after == [20]
+    assert after == ([2, 3] if strategy == "head_then_full" else [2, 3, 4])
     inner = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("weights.npz")]
     for name in (*inner, "metrics.json", "test_results.csv", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
@@ -627,9 +647,14 @@ def test_a_device_that_is_not_there_is_told_in_one_line(place, tmp_path, said, m
     assert "JAX_PLATFORMS is 'cuda', and JAX finds no such device" in message and message.count("\n") == 1
 
 
-def test_few_updates_are_told(place, tmp_path, caplog):
-    """One an epoch, where few crystals are in batches for thousands."""
-    assert command("train", place / "ds", "--epochs", 1, *NETWORK, "--out", tmp_path / "run") == 0
+def test_few_updates_are_told(place, tmp_path, caplog, monkeypatch):
+    """One an epoch, where few crystals are in batches for thousands: before anything is trained."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plans.NetworksPlan, "make", interrupted)
+    assert command("train", place / "ds", "--epochs", 1, *NETWORK, "--out", tmp_path / "run") == 130
     told = [record.getMessage() for record in caplog.records if "updates" in record.getMessage()]
     assert len(told) == 1 and told[0].startswith(
         "1 updates of the weights (16 training crystals, batch size 128, epochs 1)"

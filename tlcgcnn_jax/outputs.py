@@ -23,7 +23,8 @@ from tlcgcnn_jax.model import (
 )
 
 STACK_BYTES = 512 * 2**20  # an epoch larger than this goes to the device in several scans
-FEWEST_NODES, FEWEST_ROWS = 32, 128  # of a batch: crystals that are predicted one by one share a compiled program
+# Of a batch: crystals that are predicted one by one, or a few at a time, share a compiled program.
+FEWEST_NODES, FEWEST_ROWS, FEWEST_GRAPHS = 32, 128, 16
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -177,7 +178,8 @@ def common_budget(dataset: CrystalDataset, batch_size: int) -> PadBudget:
     """A budget to predict with, rounded up so that most sets of crystals share a few shapes, each compiled once."""
     exact = pad_budget(dataset.n_atom, dataset.n_row, batch_size, dataset.graph.places)
     nodes, rows = max(exact.n_node, FEWEST_NODES), max(exact.n_row, FEWEST_ROWS)
-    return PadBudget(rounded_up(nodes), rounded_up(rows), rounded_up(exact.n_graph), exact.places)
+    graphs = max(exact.n_graph, FEWEST_GRAPHS)
+    return PadBudget(rounded_up(nodes), rounded_up(rows), rounded_up(graphs), exact.places)
 
 
 def padded_batches(dataset: CrystalDataset) -> Iterator[tuple[np.ndarray, Any]]:

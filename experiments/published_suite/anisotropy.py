@@ -4,8 +4,8 @@
 
 RUNS is the folder of run.py (RUNS/data alone will do). Regressors on descriptors learn the logarithm, as in the study
 but tuned anew, or the label as it stands. One row a split and way: mean absolute errors of the training rows when left
-out (five folds), of the validation rows, and of the test rows, and what of these is due to crystals above 100 and to all
-others.
+out (five folds), of the validation rows, and of the test rows, and what of these is due to crystals above 100 and to
+all others.
 """
 
 import argparse
