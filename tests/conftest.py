@@ -66,6 +66,20 @@ def optimised() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without pictures, which take as long as they; fixtures of a whole file are made before and have some."""
+    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", lambda *_: [])
+
+
+@pytest.fixture
+def pictures(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures nevertheless."""
+    from tlcgcnn_jax.run_pictures import run_pictures
+
+    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", run_pictures)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow checks run only when they are asked for with `-m slow`."""
     if "slow" in (config.getoption("-m") or ""):

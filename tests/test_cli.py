@@ -21,12 +21,12 @@ from tlcgcnn_jax.bundle import flatten, load_bundle
 from tlcgcnn_jax.config import GraphConfig
 from tlcgcnn_jax.dataset import build_dataset, load_dataset
 from tlcgcnn_jax.evaluate import predict
-from tlcgcnn_jax.run_pictures import run_pictures
 from tlcgcnn_jax.splits import random_split
 from tlcgcnn_jax.zoo import find_sources, load_model, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = (*NETWORK, *BATCH, "--epochs", 2)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,6 @@ def place(tmp_path_factory):
     assert command("prepare", folder / "crystals.jsonl", "--target", K, "--target", GAP, "--out", folder / "ds") == 0
     assert command("train", folder / "ds", "--target", K, "--unit", "GPa", "--out", folder / "run", *TRAIN) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """They take as long as the runs; those of `place`, which is made before this, are drawn."""
-    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", lambda *_: [])
-
-
-@pytest.fixture
-def pictures(no_pictures, monkeypatch):
-    """Pictures nevertheless."""
-    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", run_pictures)
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_the_last_step_of_a_pipeline():
 def test_a_search_over_strategies():
     grid = {"strategy": ["frozen", "full"]}
     regressor = CGCNNRegressor(source(), epochs=1, batch_size=8)
-    search = GridSearchCV(regressor, grid, cv=3, error_score="raise").fit(CRYSTALS, MODULI)
+    search = GridSearchCV(regressor, grid, cv=2, error_score="raise").fit(CRYSTALS, MODULI)
     assert search.best_params_["strategy"] in grid["strategy"]
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.predict(CRYSTALS[:2]).shape == (2,)

@@ -24,7 +24,6 @@ from tlcgcnn_jax.feature_model import FeatureModel
 from tlcgcnn_jax.files import only_one
 from tlcgcnn_jax.graph_sets import pack_graphs
 from tlcgcnn_jax.report import run_report
-from tlcgcnn_jax.run_pictures import run_pictures
 from tlcgcnn_jax.splits import Split, random_split
 from tlcgcnn_jax.strategies import Strategy
 from tlcgcnn_jax.textbook import textbook_records
@@ -32,18 +31,7 @@ from tlcgcnn_jax.watch import Interrupts
 from tlcgcnn_jax.zoo import find_sources, load_model
 
 SMALL = {"model": MODEL, "config": ONE_EPOCH}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """They take as long as the runs; those of `run`, which is made before this, are drawn."""
-    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", lambda *_: [])
-
-
-@pytest.fixture
-def pictures(no_pictures, monkeypatch):
-    """Pictures nevertheless."""
-    monkeypatch.setattr("tlcgcnn_jax.run_folder.run_pictures", run_pictures)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _usable(predictions: np.ndarray, learnt: Learnt) -> np.ndarray:
     """Which predictions [k, n, …] are finite for all crystals."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        usable = np.isfinite(learnt(predictions)).reshape(len(predictions), -1).all(1)
+        usable = np.all(np.isfinite(learnt(predictions)).reshape(len(predictions), -1), axis=1)
     if not usable.any():
         raise InputError(
             f"not one of {len(predictions)} predictions is finite for all {predictions.shape[1]} validation crystals"

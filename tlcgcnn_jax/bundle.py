@@ -253,7 +253,7 @@ def target_metrics(metrics: Mapping[str, Any], targets: Sequence[Target]) -> dic
 
 def _check_shapes(model: Model, folder: Path) -> None:
     """Raise `InputError` unless the arrays are those of the network that the settings describe."""
-    wanted = _wanted(model.network)
+    wanted = _wanted(model.model, model.outputs, model.graph.places)
     targets = {f"normaliser/{name}": part for name, part in model.normaliser.known().items()}
     problems = [
         f"{name} {array.shape}, {(len(model.targets),)} needed"
@@ -281,9 +281,9 @@ def _check_shapes(model: Model, folder: Path) -> None:
 
 
 @functools.cache  # tracing a network takes far longer than reading its weights
-def _wanted(network: Network) -> Mapping[str, tuple[int, ...]]:
+def _wanted(config: ModelConfig, outputs: int, places: int) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a network's variables by their paths."""
-    row: Any = np.zeros(network.places, np.int32)
+    row: Any = np.zeros(places, np.int32)
     one: Any = np.ones(1, np.int32)
     graph = jraph.GraphsTuple(
         nodes={"atomic_number": np.zeros(1, np.int32)},
@@ -291,7 +291,7 @@ def _wanted(network: Network) -> Mapping[str, tuple[int, ...]]:
         senders=row, receivers=row, globals=None,
         n_node=one, n_edge=len(row) * one,
     )  # fmt: skip
-    return dict(_shapes(jax.eval_shape(network.init, jax.random.key(0), graph)))
+    return dict(_shapes(jax.eval_shape(build_network(config, outputs, places).init, jax.random.key(0), graph)))
 
 
 def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:

@@ -19,7 +19,7 @@ from tlcgcnn_jax.errors import InputError, ReadingWarning, Skipped, advised, che
 from tlcgcnn_jax.files import user_path
 from tlcgcnn_jax.graphs import build_graphs
 from tlcgcnn_jax.processes import cores, script_not_run_again, worker_pool
-from tlcgcnn_jax.structures import Item, Record, formula, parse, scan
+from tlcgcnn_jax.structures import Item, Record, formula, parse_all, scan
 
 logger = logging.getLogger(__name__)
 
@@ -354,16 +354,11 @@ def _pack(items: list[Item], graph: GraphConfig, names: tuple[str, ...], on_erro
     pieces: list[dict[str, np.ndarray]] = [_arrays([], graph, names)]
     doubts: list[str] = []
     for start in range(0, len(items), _TOGETHER):
-        records = []
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", ReadingWarning)
-            for item in items[start : start + _TOGETHER]:
-                try:
-                    records.append(parse(item))
-                except InputError as error:
-                    if on_error == "raise":
-                        raise InputError(advised(str(error))) from error
-                    skipped.append(Skipped(item.id, item.where, str(error)))
+            read = parse_all(items[start : start + _TOGETHER], on_error)
+        records: list[Record] = read
+        skipped += read.skipped
         doubts += [str(one.message) for one in told if issubclass(one.category, ReadingWarning)]
         try:
             pieces.append(_arrays(records, graph, names))

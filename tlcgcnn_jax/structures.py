@@ -120,8 +120,14 @@ def read_structures(
         ['CsCl']
     """
     found = scan(source, targets=targets, labels=labels, id_column=id_column, on_error=on_error)
-    records, skipped = [], list(found.skipped)
-    for item in found.items:
+    records = parse_all(found.items, on_error)
+    return Records(records, [*found.skipped, *records.skipped])
+
+
+def parse_all(items: Iterable[Item], on_error: str) -> Records:
+    """Read the geometry of some crystals that `scan` found; as in `read_structures` at one that cannot be used."""
+    records, skipped = [], []
+    for item in items:
         try:
             records.append(parse(item))
         except InputError as error:
