@@ -57,7 +57,8 @@ def check_graph(options: argparse.Namespace, parser: argparse.ArgumentParser, pr
     """Graph settings other than those that a dataset was packed with are bad usage."""
     asked = {name: value for name, value in vars(options).items() if name in GRAPH}
     if dataclasses.replace(prepared, **asked) != prepared:
-        parser.error(f"{options.data} is prepared with {prepared}: --cutoff, --neighbours, --ties go with prepare")
+        told = ", ".join(f"{name} {getattr(prepared, name)}" for name in GRAPH)
+        parser.error(f"{options.data} is prepared with {told}: --cutoff, --neighbours, --ties go with prepare")
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
